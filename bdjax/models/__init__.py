@@ -1,0 +1,81 @@
+"""Networks: `get(name, ...) -> Model`."""
+
+import difflib
+import functools
+
+import jax.numpy as jnp
+
+from bdjax.errors import UserError
+from bdjax.models.base import Model, count_parameters, from_module
+from bdjax.models.cnn import CNN
+from bdjax.models.resnet import ResNet18
+from bdjax.models.vgg import MiniVGG
+
+__all__ = ["MODELS", "Model", "count_parameters", "get"]
+
+MODELS = {"cnn": CNN, "minivgg": MiniVGG, "resnet18": ResNet18}
+PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def get(
+  name: str,
+  *,
+  image_shape: tuple[int, int, int],
+  num_classes: int,
+  mean: tuple[float, ...] | None = None,
+  std: tuple[float, ...] | None = None,
+  width: int = 64,
+  stem: str = "cifar",
+  precision: str = "float32",
+) -> Model:
+  """A network by name.
+
+  Args:
+    name: `cnn`, `minivgg` or `resnet18`.
+    image_shape: (H, W, C), H and W at least 8, C 1 or 3.
+    num_classes: at least 2.
+    mean: per-channel mean of the images in [0,1], for the first layer; zeros
+      by default.
+    std: likewise the standard deviation; ones by default.
+    width: filters of the first stage, a multiple of 4; 64 is the size that
+      the literature uses.
+    stem: `cifar` or `imagenet`, of `resnet18` only.
+    precision: dtype of the computation, `float32` or `bfloat16`; parameters
+      and batch statistics are float32 in both.
+
+  Returns:
+    The model.
+
+  Raises:
+    UserError: an argument is unknown or out of range.
+  """
+  if name not in MODELS:
+    near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or list(MODELS)
+    raise UserError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
+  height, cols, channels = image_shape
+  if min(height, cols) < 8 or channels not in (1, 3):
+    raise UserError(
+      f"images are {height}x{cols}x{channels}; the models take 8x8 and larger,"
+      " with 1 or 3 channels"
+    )
+  if width < 4 or width % 4:
+    raise UserError(f"width is {width}; take a positive multiple of 4")
+  if stem not in ("cifar", "imagenet"):
+    raise UserError(f"unknown stem {stem!r}; take cifar or imagenet")
+  if stem == "imagenet" and name != "resnet18":
+    raise UserError(f"stem=imagenet is resnet18's; {name} has no such stem")
+  if precision not in PRECISIONS:
+    raise UserError(
+      f"unknown precision {precision!r}; take float32 or bfloat16"
+    )
+  make = functools.partial(
+    MODELS[name],
+    image_shape=image_shape,
+    num_classes=num_classes,
+    mean=mean or (0.0,) * channels,
+    std=std or (1.0,) * channels,
+    dtype=PRECISIONS[precision],
+    width=width,
+    **({"stem": stem} if name == "resnet18" else {}),
+  )
+  return from_module(lambda rngs: make(rngs=rngs))

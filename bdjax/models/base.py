@@ -1,0 +1,128 @@
+"""A network as a bundle of pure functions on nested dicts of arrays.
+
+The only file that splits and merges Flax NNX modules.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+Variables = dict[str, Any]  # nested dicts of arrays
+
+
+class Model(NamedTuple):
+  """Pure functions of an image classifier, in the manner of optax.
+
+  Images are float32 [B,H,W,C] in [0,1]; normalisation is the network's first
+  layer. `params` and `batch_stats` are nested dicts of float32 arrays.
+
+  Attributes:
+    init: `(key) -> (params, batch_stats)`.
+    apply: `(params, batch_stats, images, train) -> (logits, batch_stats)`,
+      logits float32 [B,K]. With `train=True` batch normalisation uses the
+      statistics of the batch and the returned `batch_stats` are updated.
+    features: `(params, batch_stats, images) -> features`, what pruning and
+      activation defences look at: the last convolution's output, channels
+      last, as it enters `head`.
+    head: `(params, batch_stats, features) -> logits`; `head` of `features` is
+      `apply` with `train=False`.
+  """
+
+  init: Callable[..., tuple[Variables, Variables]]
+  apply: Callable[..., tuple[jax.Array, Variables]]
+  features: Callable[..., jax.Array]
+  head: Callable[..., jax.Array]
+
+
+class Generator(NamedTuple):
+  """Pure functions of a trigger generator.
+
+  Attributes:
+    init: `(key) -> params`, nested dicts of float32 arrays.
+    apply: `(params, noise, condition) -> patches`: noise float32 [B,D] in
+      [0,1], condition float32 [B,T] (one-hot) or None; patches float32
+      [B,s,s,C] in [0,1].
+  """
+
+  init: Callable[..., Variables]
+  apply: Callable[..., jax.Array]
+
+
+class Normalize(nnx.Module):
+  """Per-channel normalisation, `(x - mean) / std`, constant under training.
+
+  The moments are numbers of the definition, not variables: they are part of
+  what the model is, so a checkpoint cannot disagree with them.
+  """
+
+  def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+    self.mean = tuple(mean)
+    self.std = tuple(std)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Normalises float32 [...,C]."""
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean = jnp.asarray(self.mean, images.dtype).reshape(shape)
+    std = jnp.asarray(self.std, images.dtype).reshape(shape)
+    return (images - mean) / std
+
+
+def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
+  """Turns a module with `features(x, train)` and `head(x)` into a `Model`.
+
+  Args:
+    make: builds the module from its random streams.
+  """
+
+  def split(module):
+    return nnx.split(module, nnx.Param, nnx.BatchStat)
+
+  graphdef = nnx.eval_shape(lambda: split(make(nnx.Rngs(0))))[0]
+
+  def merge(params, batch_stats):
+    return nnx.merge(graphdef, params, batch_stats)
+
+  def init(key):
+    _, params, batch_stats = split(make(nnx.Rngs(key)))
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+  def apply(params, batch_stats, images, train):
+    module = merge(params, batch_stats)
+    logits = module.head(module.features(images, train)).astype(jnp.float32)
+    return logits, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+  def features(params, batch_stats, images):
+    return merge(params, batch_stats).features(images, False)
+
+  def head(params, batch_stats, x):
+    return merge(params, batch_stats).head(x).astype(jnp.float32)
+
+  return Model(init, apply, features, head)
+
+
+def generator_from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Generator:
+  """Turns a module called as `module(noise, condition)` into a `Generator`.
+
+  Args:
+    make: builds the module from its random streams.
+  """
+  graphdef = nnx.eval_shape(lambda: nnx.split(make(nnx.Rngs(0)), nnx.Param))[0]
+
+  def init(key):
+    _, params = nnx.split(make(nnx.Rngs(key)), nnx.Param)
+    return nnx.to_pure_dict(params)
+
+  def apply(params, noise, condition):
+    return nnx.merge(graphdef, params)(noise, condition)
+
+  return Generator(init, apply)
+
+
+def count_parameters(model: Model) -> int:
+  """The number of trainable scalars, without allocating any."""
+  params, _ = jax.eval_shape(model.init, jax.random.key(0))
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

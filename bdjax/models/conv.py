@@ -1,0 +1,170 @@
+"""The convolution and the 2x2 max pool that are fast on the backend at hand.
+
+XLA:CPU sends a convolution to its fast kernel only in the layout NHWC x HWIO
+-> NHWC. The gradients that JAX derives ask for other layouts; outside loops a
+compiler pass rewrites them, inside `lax.scan` it does not, and a training
+step is 50 times slower there (jax issue 12868). So on CPU the gradients are
+written out here, in the canonical layout. Other backends use `lax` as it is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_CANONICAL = ("NHWC", "HWIO", "NHWC")
+
+
+def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    padding,
+    lhs_dilation=lhs,
+    rhs_dilation=rhs,
+    dimension_numbers=_CANONICAL,
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def canonical_conv(x, kernel, strides, padding):
+  """A 2-D convolution whose gradients are canonical convolutions too.
+
+  Equals `lax.conv_general_dilated` in value and in gradient up to rounding.
+
+  Args:
+    x: float [B,H,W,C].
+    kernel: float [h,w,C,K].
+    strides: two ints.
+    padding: `((top, bottom), (left, right))`, not negative.
+
+  Returns:
+    float [B,H',W',K].
+  """
+  return _lax_conv(x, kernel, strides, padding)
+
+
+def _forward(x, kernel, strides, padding):
+  return _lax_conv(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides, padding, residuals, g):
+  x, kernel = residuals
+  # The rows and columns that the strided forward window reads, per dimension;
+  # what is left of the padded input beyond them has no gradient.
+  dx_padding, dk_padding = [], []
+  for i in (0, 1):
+    size, window, out = x.shape[1 + i], kernel.shape[i], g.shape[1 + i]
+    low = padding[i][0]
+    reach = (out - 1) * strides[i] + 1
+    dx_padding.append((window - 1 - low, size + low - reach))
+    dk_padding.append((low, reach + window - 1 - size - low))
+  flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+  dx = _lax_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
+  # The batch takes the part of the channels: [C,H,W,B] * [H',W',B... -> K].
+  dk = _lax_conv(
+    x.transpose(3, 1, 2, 0),
+    g.transpose(1, 2, 0, 3),
+    (1, 1),
+    dk_padding,
+    rhs=strides,
+  )
+  return dx, dk.transpose(1, 2, 0, 3)
+
+
+canonical_conv.defvjp(_forward, _backward)
+
+
+def conv(
+  lhs,
+  rhs,
+  window_strides,
+  padding,
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dimension_numbers=None,
+  feature_group_count=1,
+  precision=None,
+  preferred_element_type=None,
+  **kwargs,
+):
+  """`lax.conv_general_dilated`, fast on this backend; for `nnx.Conv`.
+
+  Takes and returns what `lax.conv_general_dilated` does. Cases that the
+  models here do not use (groups, dilation, other layouts) go to `lax`.
+  """
+  plain = all(d is None or set(d) <= {1} for d in (lhs_dilation, rhs_dilation))
+  if (
+    jax.default_backend() != "cpu" or not plain or feature_group_count != 1
+  ) or (lhs.ndim != 4):
+    return lax.conv_general_dilated(
+      lhs,
+      rhs,
+      window_strides,
+      padding,
+      lhs_dilation=lhs_dilation,
+      rhs_dilation=rhs_dilation,
+      dimension_numbers=dimension_numbers,
+      feature_group_count=feature_group_count,
+      precision=precision,
+      preferred_element_type=preferred_element_type,
+      **kwargs,
+    )
+  strides = tuple(window_strides)
+  if isinstance(padding, str):
+    pads = lax.padtype_to_pads(
+      lhs.shape[1:3], rhs.shape[:2], strides, padding
+    )
+  else:
+    pads = padding
+  return canonical_conv(lhs, rhs, strides, tuple(tuple(p) for p in pads))
+
+
+@jax.custom_vjp
+def max_pool(x):
+  """2x2 max pooling with stride 2; an odd last row or column is dropped.
+
+  The gradient goes to the first largest value of each window, as in `lax`,
+  but elementwise: the scatter that `lax` derives is most of a small CNN's
+  step on CPU.
+
+  Args:
+    x: float [B,H,W,C].
+
+  Returns:
+    float [B,H//2,W//2,C].
+  """
+  return _windows(x).max((2, 4))
+
+
+def _windows(x):
+  b, h, w, c = x.shape
+  x = x[:, : h // 2 * 2, : w // 2 * 2]
+  return x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _pool_forward(x):
+  y = max_pool(x)
+  return y, (x, y)
+
+
+def _pool_backward(residuals, g):
+  x, y = residuals
+  windows = _windows(x)
+  taken = jnp.zeros(y.shape, bool)
+  rows = []
+  for i in (0, 1):
+    row = []
+    for j in (0, 1):
+      hit = (windows[:, :, i, :, j] == y) & ~taken
+      taken |= hit
+      row.append(jnp.where(hit, g, jnp.zeros_like(g)))
+    rows.append(jnp.stack(row, 3))
+  b, h, w, c = x.shape
+  dx = jnp.stack(rows, 2).reshape(b, h // 2 * 2, w // 2 * 2, c)
+  return (jnp.pad(dx, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+
+
+max_pool.defvjp(_pool_forward, _pool_backward)

@@ -1,0 +1,55 @@
+"""A VGG-like network with batch normalisation."""
+
+import jax
+from flax import nnx
+
+from bdjax.models import conv
+from bdjax.models.base import Normalize
+
+
+class MiniVGG(nnx.Module):
+  """Six 3x3 convolutions in three pooled pairs, then 512 hidden units.
+
+  With width 64: 64-64, 128-128, 256-256 filters, batch normalisation after
+  each convolution (Simonyan and Zisserman, 2015, cut down).
+  """
+
+  def __init__(self, *, image_shape, num_classes, mean, std, dtype, width, rngs):
+    height, cols, fan_in = image_shape
+    self.normalize = Normalize(mean, std)
+    convs, norms = [], []
+    for fan_out in (width, width, 2 * width, 2 * width, 4 * width, 4 * width):
+      convs.append(
+        nnx.Conv(
+          fan_in,
+          fan_out,
+          (3, 3),
+          padding="SAME",
+          use_bias=False,
+          dtype=dtype,
+          conv_general_dilated=conv.conv,
+          rngs=rngs,
+        )
+      )
+      norms.append(
+        nnx.BatchNorm(fan_out, momentum=0.9, dtype=dtype, rngs=rngs)
+      )
+      fan_in = fan_out
+    self.convs, self.norms = nnx.List(convs), nnx.List(norms)
+    flat = (height // 8) * (cols // 8) * 4 * width
+    self.hidden = nnx.Linear(flat, 8 * width, dtype=dtype, rngs=rngs)
+    self.logits = nnx.Linear(8 * width, num_classes, dtype=dtype, rngs=rngs)
+
+  def features(self, images: jax.Array, train: bool) -> jax.Array:
+    """The sixth convolution, pooled: [B,H//8,W//8,4*width]."""
+    x = self.normalize(images)
+    for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+      x = nnx.relu(norm(layer(x), use_running_average=not train))
+      if i % 2:
+        x = conv.max_pool(x)
+    return x
+
+  def head(self, x: jax.Array) -> jax.Array:
+    """Logits [B,K] of features."""
+    x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
+    return self.logits(x)

@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bdjax.models import conv
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _lax(x, kernel, strides, padding):
+  return jax.lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=DIMENSIONS
+  )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+  window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+  strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  padding=st.tuples(
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+  ),
+  seed=st.integers(0, 99),
+)
+def test_equals_lax_in_value_and_gradient(size, window, strides, padding, seed):
+  keys = jax.random.split(jax.random.key(seed), 3)
+  x = jax.random.normal(keys[0], (2, *size, 3))
+  kernel = jax.random.normal(keys[1], (*window, 3, 4))
+  want, pull = jax.vjp(lambda x, k: _lax(x, k, strides, padding), x, kernel)
+  got, mine = jax.vjp(
+    lambda x, k: conv.canonical_conv(x, k, strides, padding), x, kernel
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  g = jax.random.normal(keys[2], want.shape)
+  for a, b in zip(mine(g), pull(g), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (2, 0))])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_takes_the_paddings_of_lax(padding, strides):
+  x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+  got = conv.conv(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
+  want = _lax(x, kernel, strides, padding)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_groups_and_dilation_go_to_lax():
+  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
+  kwargs = {
+    "rhs_dilation": (2, 2),
+    "feature_group_count": 2,
+    "dimension_numbers": DIMENSIONS,
+  }
+  got = conv.conv(x, kernel, (1, 1), "SAME", **kwargs)
+  want = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **kwargs)
+  np.testing.assert_array_equal(got, want)
+
+
+def test_gradient_in_a_loop_asks_for_canonical_layouts_only():
+  # What keeps a training step fast inside lax.scan on CPU.
+  x = jnp.zeros((2, 8, 8, 3))
+  kernel = jnp.zeros((3, 3, 3, 4))
+
+  def loss(kernel, x):
+    return conv.canonical_conv(x, kernel, (2, 2), ((1, 1), (1, 1))).sum()
+
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(kernel, x).as_text()
+  layouts = [
+    line.split("dim_numbers = ")[1].split(",  window")[0].split(", window")[0]
+    for line in text.splitlines()
+    if "stablehlo.convolution" in line
+  ]
+  assert len(layouts) >= 2
+  assert set(layouts) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+
+
+def test_under_vmap():
+  x = jax.random.normal(jax.random.key(0), (3, 2, 6, 6, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 4))
+
+  def loss(kernel, x):
+    out = conv.canonical_conv(x, kernel, (1, 1), ((1, 1), (1, 1)))
+    return jnp.square(out).sum()
+
+  got = jax.vmap(jax.grad(loss))(kernel, x)
+  want = jnp.stack(
+    [jax.grad(loss)(k, i) for k, i in zip(kernel, x, strict=True)]
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def _flax_pool(x):
+  return jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
+  )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
+def test_max_pool_equals_lax_in_value_and_gradient(shape):
+  x = jax.random.normal(jax.random.key(0), shape)
+  want, pull = jax.vjp(_flax_pool, x)
+  got, mine = jax.vjp(conv.max_pool, x)
+  np.testing.assert_array_equal(got, want)
+  g = jax.random.normal(jax.random.key(1), want.shape)
+  np.testing.assert_array_equal(mine(g)[0], pull(g)[0])
+
+
+def test_max_pool_gradient_goes_to_the_first_of_equals():
+  x = jnp.ones((1, 2, 2, 1))
+  got = jax.grad(lambda x: conv.max_pool(x).sum())(x)
+  assert got.reshape(-1).tolist() == [1.0, 0.0, 0.0, 0.0]

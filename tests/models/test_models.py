@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import models
+from bdjax.errors import UserError
+
+CIFAR = {"image_shape": (32, 32, 3), "num_classes": 10}
+MNIST = {"image_shape": (28, 28, 1), "num_classes": 10}
+
+
+@pytest.mark.parametrize(
+  "name, kwargs, parameters",
+  [
+    ("cnn", MNIST, 206_922),
+    ("resnet18", CIFAR, 11_173_962),
+    ("resnet18", CIFAR | {"stem": "imagenet"}, 11_181_642),
+    # Convolutions without bias, two batch-norm vectors each, two dense layers.
+    (
+      "minivgg",
+      CIFAR,
+      9 * (3 * 64 + 64 * 64 + 64 * 128 + 128 * 128 + 128 * 256 + 256 * 256)
+      + 2 * (64 + 64 + 128 + 128 + 256 + 256)
+      + (4 * 4 * 256 + 1) * 512
+      + (512 + 1) * 10,
+    ),
+  ],
+)
+def test_parameter_count(name, kwargs, parameters):
+  assert models.count_parameters(models.get(name, **kwargs)) == parameters
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 11, 3), (33, 32, 3)])
+def test_any_size_and_head_of_features_is_apply(name, shape):
+  model = models.get(name, image_shape=shape, num_classes=5, width=4)
+  params, batch_stats = model.init(jax.random.key(0))
+  images = jax.random.uniform(jax.random.key(1), (3, *shape))
+  logits, after = jax.jit(model.apply, static_argnums=3)(
+    params, batch_stats, images, False
+  )
+  assert logits.shape == (3, 5) and logits.dtype == jnp.float32
+  jax.tree.map(np.testing.assert_array_equal, after, batch_stats)
+  features = model.features(params, batch_stats, images)
+  assert features.ndim == 4
+  again = model.head(params, batch_stats, features)
+  np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_training_updates_batch_statistics():
+  model = models.get("minivgg", image_shape=(8, 8, 1), num_classes=3, width=4)
+  params, before = model.init(jax.random.key(0))
+  images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+  _, after = model.apply(params, before, images, True)
+  changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+  assert all(jax.tree.leaves(changed))
+
+
+def test_normalises_inside():
+  mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
+  shape = {"image_shape": (8, 8, 3), "num_classes": 3, "width": 4}
+  plain = models.get("cnn", **shape)
+  normalising = models.get("cnn", **shape, mean=mean, std=std)
+  params, stats = plain.init(jax.random.key(0))
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  by_hand = (images - np.array([[[mean]]], np.float32)) / np.array(
+    [[[std]]], np.float32
+  )
+  want, _ = plain.apply(params, stats, by_hand, False)
+  got, _ = normalising.apply(params, stats, images, False)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_parameters_equals_a_loop():
+  model = models.get("resnet18", image_shape=(8, 8, 3), num_classes=3, width=4)
+  keys = jax.random.split(jax.random.key(0), 2)
+  params, stats = jax.vmap(model.init)(keys)
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  together = jax.vmap(lambda p, s: model.apply(p, s, images, False)[0])
+  for i, logits in enumerate(together(params, stats)):
+    one = jax.tree.map(lambda x, i=i: x[i], (params, stats))
+    want, _ = model.apply(*one, images, False)
+    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+  model = models.get(
+    "resnet18", image_shape=(8, 8, 3), num_classes=3, width=4,
+    precision="bfloat16",
+  )
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  # Flax's batch normalisation itself mixes dtypes.
+  with jax.numpy_dtype_promotion("standard"):
+    params, stats = model.init(jax.random.key(0))
+    logits, after = model.apply(params, stats, images, True)
+    features = model.features(params, stats, images)
+  assert features.dtype == jnp.bfloat16
+  assert logits.dtype == jnp.float32
+  for leaf in jax.tree.leaves((params, after)):
+    assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  "kwargs, words",
+  [
+    ({"name": "resnet81"}, "did you mean resnet18"),
+    ({"image_shape": (4, 8, 3)}, "4x8x3"),
+    ({"image_shape": (8, 8, 2)}, "1 or 3 channels"),
+    ({"width": 6}, "multiple of 4"),
+    ({"stem": "none"}, "cifar or imagenet"),
+    ({"name": "cnn", "stem": "imagenet"}, "resnet18's"),
+    ({"precision": "float16"}, "float32 or bfloat16"),
+  ],
+)
+def test_errors_are_one_line(kwargs, words):
+  defaults = {"name": "resnet18", "image_shape": (8, 8, 3), "num_classes": 3}
+  with pytest.raises(UserError, match=words) as error:
+    models.get(**(defaults | kwargs))
+  assert "\n" not in str(error.value)
