@@ -1,0 +1,1 @@
+"""Dynamic backdoor attacks, one published method a file."""

@@ -1,0 +1,55 @@
+"""Conditional Backdoor Generating Network, cBaN (Salem et al. 2022, s. 3.3)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax.attacks.poison import Attack
+from bdjax.models.generator import trigger_mlp
+
+
+def cban(
+  targets: tuple[int, ...],
+  boxes: np.ndarray,
+  size: int,
+  channels: int,
+  noise_dim: int = 100,
+  width: int = 64,
+) -> Attack:
+  """BaN whose generator also takes the target label, one-hot.
+
+  Salem et al. 2022, section 3.3: the trigger itself carries the label, so the
+  places of different labels may overlap. The one-hot vector runs over the
+  target labels, which for all classes as targets is the paper's.
+
+  Args:
+    targets: target labels.
+    boxes: int32 [T,4], the region of each target; usually the whole image.
+    size: side of the trigger in pixels.
+    channels: of the images.
+    noise_dim: length of the noise vector, at least 1.
+    width: of the generator.
+
+  Returns:
+    The attack.
+  """
+  num = len(targets)
+  generator = trigger_mlp(
+    noise_dim=noise_dim,
+    num_labels=num,
+    size=size,
+    channels=channels,
+    width=width,
+  )
+
+  def patches(params, key, index):
+    noise = jax.random.uniform(key, (index.shape[0], noise_dim))
+    return generator.apply(params, noise, jax.nn.one_hot(index, num))
+
+  return Attack(
+    targets=jnp.asarray(targets, jnp.int32),
+    boxes=jnp.asarray(boxes, jnp.int32),
+    init=generator.init,
+    patches=patches,
+    trigger_size=size,
+  )

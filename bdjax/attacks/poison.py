@@ -1,0 +1,125 @@
+"""From an attack to poisoned batches, inside the jitted step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.attacks.triggers import Trigger, draw_corner, place, stamp
+
+# (key, images f32 [B,H,W,C], labels i32 [B]) -> (images, labels,
+# poisoned bool [B]).
+Transform = Callable[
+  [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]
+]
+
+
+class Attack(NamedTuple):
+  """A dynamic backdoor: how a fresh trigger is drawn for each image.
+
+  Attributes:
+    targets: int32 [T], the target labels, distinct.
+    boxes: int32 [T,4], where a trigger for each target may lie.
+    init: `(key) -> params` of the trigger generator; `{}` if there is none.
+    patches: `(params, key, index) -> float32 [B,s,s,C]` in [0,1]: a fresh
+      patch for each `index` int32 [B] into `targets`.
+    trigger_size: s, in pixels.
+  """
+
+  targets: jax.Array
+  boxes: jax.Array
+  init: Callable[[jax.Array], Any]
+  patches: Callable[[Any, jax.Array, jax.Array], jax.Array]
+  trigger_size: int
+
+
+def draw_triggers(
+  attack: Attack, params: Any, key: jax.Array, index: jax.Array, shape: tuple
+) -> Trigger:
+  """One fresh trigger an image.
+
+  Args:
+    attack: the attack.
+    params: of its generator.
+    key: a random key.
+    index: int32 [B] into `attack.targets`, what each image shall become.
+    shape: (H, W) of the images.
+
+  Returns:
+    Mask float32 [B,H,W,1] and pattern float32 [B,H,W,C].
+  """
+  patch_key, place_key = jax.random.split(key)
+  patches = attack.patches(params, patch_key, index)
+  keys = jax.random.split(place_key, index.shape[0])
+  corners = jax.vmap(draw_corner, (0, 0, None))(
+    keys, attack.boxes[index], attack.trigger_size
+  )
+  return jax.vmap(lambda p, c: place(p, c, *shape))(patches, corners)
+
+
+def choose_targets(
+  key: jax.Array, targets: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Draws each image's target uniformly among those that are not its label.
+
+  Args:
+    key: a random key.
+    targets: int32 [T].
+    labels: int32 [B], the true labels.
+
+  Returns:
+    index int32 [B] into targets, and eligible bool [B]: false where the only
+    target is the image's own label.
+  """
+  other = targets[None, :] != labels[:, None]  # [B,T]
+  scores = jax.random.uniform(key, other.shape)
+  return jnp.where(other, scores, -1.0).argmax(1), other.any(1)
+
+
+def poison(attack: Attack, params: Any, rate: float) -> Transform:
+  """Poisons a batch: stamps fresh triggers and changes the labels.
+
+  Each image is poisoned with probability `rate`, towards a target drawn
+  uniformly from the target labels other than its own. An image whose own
+  label is the only target stays clean: a triggered image never carries its
+  true label, so the attack cannot be learnt from, nor counted on, such
+  images. (With one target of K balanced classes the poisoned share of a
+  batch is therefore rate * (K - 1) / K.)
+
+  Args:
+    attack: the attack.
+    params: of its generator; gradients flow into them.
+    rate: the poison rate, in [0,1].
+
+  Returns:
+    The transform.
+  """
+
+  def transform(key, images, labels):
+    which, target, trigger = jax.random.split(key, 3)
+    index, eligible = choose_targets(target, attack.targets, labels)
+    poisoned = jax.random.bernoulli(which, rate, labels.shape) & eligible
+    drawn = draw_triggers(attack, params, trigger, index, images.shape[1:3])
+    triggered = stamp(drawn, images)
+    images = jnp.where(poisoned[:, None, None, None], triggered, images)
+    return images, jnp.where(poisoned, attack.targets[index], labels), poisoned
+
+  return transform
+
+
+def compose(*transforms: Transform) -> Transform:
+  """One transform after the other; an image is poisoned if any poisoned it.
+
+  With no transform, the identity.
+  """
+
+  def transform(key, images, labels):
+    poisoned = jnp.zeros(labels.shape, bool)
+    for i, each in enumerate(transforms):
+      k = jax.random.fold_in(key, i)
+      images, labels, now = each(k, images, labels)
+      poisoned |= now
+    return images, labels, poisoned
+
+  return transform
