@@ -1,0 +1,34 @@
+"""Random crop and flip, on the device, inside the jitted step."""
+
+import jax
+import jax.numpy as jnp
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
+  """Shifts each image by up to `pad` pixels and mirrors half of them.
+
+  The border is filled by reflection.
+
+  Args:
+    key: a random key.
+    images: [B,H,W,C], any dtype, H and W above `pad`.
+    pad: the largest shift, in pixels.
+
+  Returns:
+    [B,H,W,C], same dtype.
+  """
+  crop_key, flip_key = jax.random.split(key)
+  batch, height, width, channels = images.shape
+  corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
+  flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+  padded = jnp.pad(
+    images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect"
+  )
+
+  def one(image, corner, flip):
+    crop = jax.lax.dynamic_slice(
+      image, (corner[0], corner[1], 0), (height, width, channels)
+    )
+    return jnp.where(flip, crop[:, ::-1], crop)
+
+  return jax.vmap(one)(padded, corners, flips)

@@ -1,0 +1,91 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import evaluation, models, sharding
+from bdjax.attacks import triggers
+from bdjax.attacks.random_backdoor import random_backdoor
+
+KEY = jax.random.key(5)
+IMAGES = jax.random.randint(KEY, (21, 8, 8, 1), 0, 256).astype(jnp.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+  model = models.get("cnn", image_shape=(8, 8, 1), num_classes=4, width=4)
+  return model, *model.init(KEY)
+
+
+@pytest.mark.parametrize("batch", [4, 8, 64])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_predict_equals_the_network_whatever_the_batch(network, batch, devices):
+  model, params, stats = network
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  predict = evaluation.make_predict(model, batch, mesh)
+  images = sharding.replicate(mesh, IMAGES)
+  logits, _ = model.apply(
+    params, stats, IMAGES.astype(jnp.float32) / 255, False
+  )
+  got = predict(params, stats, images)
+  np.testing.assert_array_equal(got, logits.argmax(1))
+
+
+class _Bright:
+  """A 'network' that sees how many white pixels there are."""
+
+  @staticmethod
+  def apply(params, batch_stats, images, train):
+    white = (images == 1.0).sum((1, 2, 3))
+    return jax.nn.one_hot(white, 17), batch_stats
+
+
+def test_every_image_is_triggered_and_the_target_reaches_the_generator():
+  attack = random_backdoor((3, 5), triggers.whole_image(2, 8, 8), 2, 1)
+
+  def patches(params, key, index):  # white pixels: 2 or 4 by target
+    patch = jnp.array([[[1.0], [1.0]], [[0.0], [0.0]]]), jnp.ones((2, 2, 1))
+    return jnp.stack(patch)[index]
+
+  attack = attack._replace(patches=patches)
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  predict = evaluation.make_predict_triggered(_Bright, attack, 8, mesh)
+  black = jnp.zeros((21, 8, 8, 1), jnp.uint8)
+  got = evaluation.triggered_predictions(
+    predict, {}, {}, {}, KEY, black, num_targets=2, draws=3
+  )
+  assert got.shape == (3, 2, 21)
+  assert (got[:, 0] == 2).all() and (got[:, 1] == 4).all()
+
+
+def test_draws_differ_and_repeat_with_the_key():
+  # `_Bright` counts white pixels; a patch of coin flips has a random number.
+  attack = random_backdoor((0,), triggers.whole_image(1, 8, 8), 4, 1)
+
+  def coins(params, key, index):
+    shape = (index.shape[0], 4, 4, 1)
+    return jax.random.bernoulli(key, 0.5, shape).astype(jnp.float32)
+
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  predict = evaluation.make_predict_triggered(
+    _Bright, attack._replace(patches=coins), 8, mesh
+  )
+  black = jnp.zeros((21, 8, 8, 1), jnp.uint8)
+  run = functools.partial(
+    evaluation.triggered_predictions, predict, {}, {}, {}
+  )
+  first = run(KEY, black, 1, 4)
+  np.testing.assert_array_equal(first, run(KEY, black, 1, 4))
+  rows = first.reshape(4, 21)
+  assert len(np.unique(rows, axis=0)) == 4  # draws
+  assert len(np.unique(rows, axis=1).T) > 1  # images
+
+
+def test_sample_triggered_stamps_each_image():
+  attack = random_backdoor((1,), triggers.whole_image(1, 8, 8), 2, 1)
+  images = IMAGES[:5].astype(jnp.float32) / 255
+  index = jnp.zeros(5, jnp.int32)
+  got = evaluation.sample_triggered(attack, {}, KEY, images, index)
+  assert ((got != images).sum((1, 2, 3)) == 4).all()

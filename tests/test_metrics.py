@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from bdjax import metrics
+
+
+def test_accuracy_by_hand():
+  assert metrics.accuracy(np.array([1, 2, 3, 4]), np.array([1, 2, 0, 0])) == 0.5
+
+
+# One draw, targets 0 and 2; labels 0 0 1 2. Towards 0 only the images labelled
+# 1 and 2 count, towards 2 only those labelled 0, 0 and 1.
+LABELS = np.array([0, 0, 1, 2])
+TARGETS = np.array([0, 2])
+PREDICTIONS = np.array([[[0, 0, 0, 2], [2, 0, 1, 2]]])
+
+
+def test_attack_success_rate_by_hand():
+  got = metrics.attack_success_rate(PREDICTIONS, LABELS, TARGETS)
+  np.testing.assert_allclose(got, [[1 / 2, 1 / 3]])
+
+
+def test_robust_accuracy_by_hand():
+  got = metrics.robust_accuracy(PREDICTIONS, LABELS, TARGETS)
+  np.testing.assert_allclose(got, [[1 / 2, 2 / 3]])
+
+
+def test_images_of_the_target_do_not_count():
+  predictions = PREDICTIONS.copy()
+  predictions[0, 0, :2] = 1  # the images labelled 0, towards 0
+  predictions[0, 1, 3] = 1  # the image labelled 2, towards 2
+  for score in (metrics.attack_success_rate, metrics.robust_accuracy):
+    np.testing.assert_array_equal(
+      score(predictions, LABELS, TARGETS), score(PREDICTIONS, LABELS, TARGETS)
+    )
+
+
+def test_success_matrix_by_hand():
+  two = np.concatenate([PREDICTIONS, np.zeros_like(PREDICTIONS)])
+  got = metrics.success_matrix(two, LABELS, TARGETS, 4)
+  nan = np.nan
+  np.testing.assert_allclose(
+    got, [[nan, 1.0, 0.5, nan], [1 / 4, 0.0, nan, nan]]
+  )
+
+
+def test_no_image_but_the_targets():
+  got = metrics.attack_success_rate(
+    np.zeros((1, 1, 2), int), np.zeros(2, int), np.array([0])
+  )
+  assert np.isnan(got).all()
+
+
+@pytest.mark.parametrize("hits, n", [(0, 10), (10, 10), (7, 10), (9950, 10000)])
+def test_proportion_is_wilsons(hits, n):
+  want = stats.binomtest(hits, n).proportion_ci(method="wilson")
+  got = metrics.proportion(hits / n, n)
+  assert got.low == pytest.approx(want.low, abs=1e-12)
+  assert got.high == pytest.approx(want.high, abs=1e-12)
+  assert got.low <= got.mean <= got.high and got.n == n
+
+
+def test_over_seeds_by_hand():
+  got = metrics.over_seeds([0.5, 0.6, 0.7])
+  # Student's t with two degrees of freedom: 4.3027; sd 0.1.
+  half = 4.302653 * 0.1 / 3**0.5
+  assert got.mean == pytest.approx(0.6)
+  assert got.low == pytest.approx(0.6 - half, abs=1e-6)
+  assert got.high == pytest.approx(0.6 + half, abs=1e-6)
+  assert (got.n, got.over) == (3, "seeds")
+
+
+def test_over_seeds_stays_in_range_and_one_seed_says_nothing():
+  assert metrics.over_seeds([0.9, 1.0]).high == 1.0
+  assert metrics.over_seeds([0.9])[1:3] == (0.0, 1.0)
+  assert metrics.difference_over_seeds([-0.1])[1:3] == (-1.0, 1.0)
+
+
+def test_difference_by_hand():
+  # Newcombe (1998), table II, example (a): 56/70 against 48/80.
+  got = metrics.difference(
+    metrics.proportion(56 / 70, 70), metrics.proportion(48 / 80, 80)
+  )
+  assert got.mean == pytest.approx(0.2)
+  assert got.low == pytest.approx(0.0524, abs=1e-4)
+  assert got.high == pytest.approx(0.3339, abs=1e-4)
