@@ -1,0 +1,1 @@
+"""Experiments: one published method a script, `python -m experiments.NAME`."""

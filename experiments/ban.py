@@ -1,0 +1,10 @@
+"""BaN: triggers from a network trained with the classifier (Salem et al. 2022).
+
+  python -m experiments.ban --dataset=mnist
+  python -m experiments.ban --dataset=mnist --target_labels=all
+"""
+
+from experiments import common
+
+if __name__ == "__main__":
+  common.main("ban", __doc__)

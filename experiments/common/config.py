@@ -1,0 +1,297 @@
+"""The configuration of a run: every flag, its default and its meaning."""
+
+import dataclasses
+import difflib
+import pathlib
+from typing import Any
+
+from bdjax.data import NAMES
+from bdjax.errors import UserError
+from bdjax.models import MODELS
+
+# What is left to choose per dataset (None in `Config`). Chosen by measuring:
+# README, "How the defaults were chosen".
+_DIGITS = {
+  "model": "cnn",
+  "epochs": 100,
+  "batch_size": 32,
+  "learning_rate": 0.05,
+  "augment": "none",
+  "trigger_size": 3,
+}
+_MNIST = {
+  "model": "cnn",
+  "epochs": 16,
+  "batch_size": 128,
+  "learning_rate": 0.05,
+  "augment": "none",
+  "trigger_size": 5,
+}
+_CIFAR = {
+  "model": "resnet18",
+  "epochs": 20,
+  "batch_size": 128,
+  "learning_rate": 0.1,
+  "augment": "crop_flip",
+  "trigger_size": 5,
+}
+DATASET_DEFAULTS = {
+  "digits": _DIGITS,
+  "mnist": _MNIST,
+  "fashion_mnist": _MNIST,
+  "cifar10": _CIFAR,
+}
+ATTACKS = ("random_backdoor", "ban", "cban")
+
+
+def _flag(default: Any, help_text: str, **meta: Any) -> Any:
+  return dataclasses.field(
+    default=default, metadata={"help": help_text, **meta}
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One field a flag; None is filled in by `resolve`."""
+
+  experiment: str = "clean"
+
+  # Data.
+  dataset: str = _flag(
+    "digits", f"{', '.join(NAMES)}, or the path of an .npz file."
+  )
+  data_source: str = _flag(
+    "auto",
+    "Where the bytes come from: auto, builtin, tfds, npm, idx or file.",
+    free=True,
+  )
+  data_dir: str | None = _flag(
+    None,
+    "TFDS directory, or a directory of idx files (default: TFDS's own).",
+    free=True,
+  )
+  defender_fraction: float = _flag(
+    0.05, "Share of the training images kept out for the defender."
+  )
+
+  # Model.
+  model: str | None = _flag(
+    None, f"{', '.join(MODELS)} (default: cnn, for CIFAR-10 resnet18)."
+  )
+  width: int = _flag(64, "Filters of the first stage; 64 is the literature's.")
+  stem: str = _flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")
+  precision: str = _flag(
+    "auto", "auto (bfloat16 on accelerators), float32 or bfloat16."
+  )
+
+  # Training.
+  epochs: int | None = _flag(
+    None, "Passes over the data (default: digits 100, MNIST 16, CIFAR-10 20)."
+  )
+  batch_size: int | None = _flag(
+    None, "Images a step, over all devices (default: digits 32, else 128)."
+  )
+  learning_rate: float | None = _flag(
+    None, "Peak learning rate of SGD (default: CIFAR-10 0.1, else 0.05)."
+  )
+  schedule: str = _flag("onecycle", "onecycle, cosine or constant.")
+  momentum: float = _flag(0.9, "Nesterov momentum.")
+  weight_decay: float = _flag(5e-4, "Of kernels, coupled, as in PyTorch's SGD.")
+  label_smoothing: float = _flag(0.0, "Share of the label spread over all.")
+  augment: str | None = _flag(
+    None, "none or crop_flip (default: crop_flip for CIFAR-10 only)."
+  )
+  seed: int = _flag(0, "Of everything random: split, weights, order, triggers.")
+  seeds: int = _flag(1, "Repeats the run with this many consecutive seeds.")
+
+  # Attack.
+  target_labels: str | None = _flag(
+    None,
+    "all, or labels with commas (default: 0; all for cban).",
+    attack=True,
+  )
+  locations: str | None = _flag(
+    None,
+    "Where triggers lie: anywhere, grid (one region a target), or corners as "
+    "TOP:LEFT, one a target or one for all, with commas (default: grid for "
+    "several targets of random_backdoor and ban, else anywhere).",
+    attack=True,
+  )
+  trigger_size: int | None = _flag(
+    None, "Side of the trigger, in pixels (default: digits 3, else 5).",
+    attack=True,
+  )
+  poison_rate: float | None = _flag(
+    None, "Chance of an image to be triggered in a step (default: 0.3; ban "
+    "with one target 0.1).",
+    attack=True,
+  )
+  backdoor_weight: float | None = _flag(
+    None, "Weight of the poisoned images' loss (default: 1).", attack=True
+  )
+  noise_dim: int | None = _flag(
+    None, "Length of the generator's noise (default: 100).", generator=True
+  )
+  generator_width: int | None = _flag(
+    None, "Units of the generator's embedding (default: 64).", generator=True
+  )
+  generator_learning_rate: float | None = _flag(
+    None, "Of the generator's Adam (default: 1e-3).", generator=True
+  )
+  diversity: float | None = _flag(
+    None,
+    "How much the triggers of a label shall differ from draw to draw: 1 as "
+    "much as random pixels, 0 for the paper's loss alone, whose triggers "
+    "become one and the same (default: 0.5).",
+    generator=True,
+  )
+
+  # Evaluation.
+  eval_draws: int | None = _flag(
+    None, "Fresh triggers a test image and target (default: 5).", attack=True
+  )
+  benchmark: str | None = _flag(
+    None,
+    "Accuracy of the same model trained clean: auto (a finished run of "
+    "experiments.clean with the same flags, else trains one now), reuse "
+    "(never trains) or none (default: auto).",
+    attack=True,
+    free=True,
+  )
+
+  # The run.
+  runs_dir: str = _flag("runs", "Where runs are kept.", free=True)
+  run_name: str | None = _flag(
+    None, "Directory of this run (default: EXPERIMENT-DATASET).", free=True
+  )
+  overwrite: bool = _flag(
+    False, "Starts over where a run of this name exists.", free=True
+  )
+  checkpoint_seconds: float = _flag(
+    60.0, "Longest training time between two checkpoints.", free=True
+  )
+  dry_run: bool = _flag(
+    False, "Prints what would be done, and does nothing.", free=True
+  )
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Where the run leaves its files."""
+    return pathlib.Path(self.runs_dir) / self.run_name
+
+
+def fields_of(experiment: str) -> list[dataclasses.Field]:
+  """The fields that are flags of an experiment."""
+  out = []
+  for field in dataclasses.fields(Config):
+    if "help" not in field.metadata:
+      continue
+    if field.metadata.get("attack") and experiment == "clean":
+      continue
+    if field.metadata.get("generator") and experiment not in ("ban", "cban"):
+      continue
+    out.append(field)
+  return out
+
+
+def identity(config: Config) -> dict[str, Any]:
+  """What a run's outcome depends on: all fields but places and manners."""
+  return {
+    f.name: getattr(config, f.name)
+    for f in dataclasses.fields(config)
+    if not f.metadata.get("free")
+  }
+
+
+def resolve(config: Config) -> Config:
+  """Fills in what depends on dataset and experiment, and checks ranges.
+
+  What can be known only with the data (classes, image size) is checked by
+  `experiments/common/program.py`.
+
+  Raises:
+    UserError: a value is unknown or out of range.
+  """
+  known = DATASET_DEFAULTS.get(config.dataset, _CIFAR | {"augment": "none"})
+  values = dict(known)
+  attacks = config.experiment in ATTACKS
+  if attacks:
+    targets = config.target_labels or (
+      "all" if config.experiment == "cban" else "0"
+    )
+    several = targets == "all" or "," in targets
+    regions = several and config.experiment != "cban"
+    generated = config.experiment == "ban" and not several
+    values |= {
+      "target_labels": targets,
+      "locations": "grid" if regions else "anywhere",
+      "poison_rate": 0.1 if generated else 0.3,
+      "backdoor_weight": 1.0,
+      "eval_draws": 5,
+      "benchmark": "auto",
+    }
+  if config.experiment in ("ban", "cban"):
+    values |= {
+      "noise_dim": 100,
+      "generator_width": 64,
+      "generator_learning_rate": 1e-3,
+      "diversity": 0.5,
+    }
+  if not attacks:
+    values.pop("trigger_size")
+  name = f"{config.experiment}-{pathlib.Path(config.dataset).stem}"
+  if attacks and config.experiment != "cban" and several:
+    name += "-multi"
+  values["run_name"] = name
+  chosen = {k: v for k, v in values.items() if getattr(config, k) is None}
+  config = dataclasses.replace(config, **chosen)
+  _check(config)
+  return config
+
+
+def _check(config: Config) -> None:
+  _choice(config, "model", tuple(MODELS))
+  _choice(config, "stem", ("cifar", "imagenet"))
+  _choice(config, "precision", ("auto", "float32", "bfloat16"))
+  _choice(config, "schedule", ("onecycle", "cosine", "constant"))
+  _choice(config, "augment", ("none", "crop_flip"))
+  _choice(config, "benchmark", ("auto", "reuse", "none", None))
+  for name in ("epochs", "batch_size", "seeds", "eval_draws", "noise_dim",
+               "generator_width", "trigger_size", "width"):
+    _range(config, name, 1, None)
+  _range(config, "seed", 0, 2**31 - 1)
+  for name in ("poison_rate", "momentum", "diversity"):
+    _range(config, name, 0, 1)
+  for name in ("label_smoothing", "defender_fraction"):
+    _range(config, name, 0, 0.99)
+  for name in ("weight_decay", "backdoor_weight", "checkpoint_seconds"):
+    _range(config, name, 0, None)
+  for name in ("learning_rate", "generator_learning_rate"):
+    value = getattr(config, name)
+    if value is not None and not 0 < value < float("inf"):
+      raise UserError(f"--{name}={value}: take a positive number")
+  if pathlib.Path(config.run_name).name != config.run_name:
+    raise UserError(
+      f"--run_name={config.run_name}: take a name without slashes; "
+      "--runs_dir says where it lies"
+    )
+
+
+def _choice(config, name, allowed):
+  value = getattr(config, name)
+  if value not in allowed:
+    known = [a for a in allowed if a]
+    near = difflib.get_close_matches(str(value), known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(
+      f"--{name}={value} is unknown: {hint}take one of {', '.join(known)}"
+    )
+
+
+def _range(config, name, low, high):
+  value = getattr(config, name)
+  if value is None:
+    return
+  if not value >= low or (high is not None and not value <= high):
+    top = f" to {high}" if high is not None else " or more"
+    raise UserError(f"--{name}={value} is out of range: take {low}{top}")

@@ -1,0 +1,107 @@
+"""Draws the figures of a run; what is drawn is computed here."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import evaluation, plots
+from bdjax.data import Splits
+from experiments.common.program import Program
+from experiments.common.scores import Evaluation
+from experiments.common.train import Trained
+
+EXAMPLES = 8  # images
+PATCHES = 12  # triggers a target
+SHEET_TARGETS = 10  # targets on the sheet of triggers
+
+
+def draw(
+  program: Program,
+  trained: Trained,
+  found: Evaluation,
+  splits: Splits,
+  key: jax.Array,
+  directory: pathlib.Path,
+) -> None:
+  """Writes `figures/`: curves, and with an attack what its triggers do.
+
+  Args:
+    program: from `build`.
+    trained: from `train`.
+    found: from `evaluate`.
+    splits: examples are the first test images that are not of their target.
+    key: of the triggers shown.
+    directory: of the run.
+  """
+  folder = directory / "figures"
+  folder.mkdir(exist_ok=True)
+  plots.training_curves(folder / "training_curves.png", trained.records)
+  if program.attack is None:
+    return
+  names = splits.info.class_names
+  targets = np.asarray(program.attack.targets)
+  _draw_examples(program, trained, splits, key, folder / "examples.png")
+  _draw_triggers(program, trained, names, key, folder / "triggers.png")
+  plots.regions(
+    folder / "regions.png",
+    np.asarray(program.attack.boxes),
+    targets,
+    names,
+    splits.test.images[0],
+    program.attack.trigger_size,
+  )
+  plots.source_target_matrix(
+    folder / "source_target_matrix.png", found.matrix, targets, names
+  )
+
+
+def _draw_examples(program, trained, splits, key, path):
+  """One image a column: clean above, triggered and its prediction below."""
+  attack, carry = program.attack, trained.carry
+  targets = np.asarray(attack.targets)
+  labels = splits.test.labels
+  rows, index = [], []
+  for row in range(len(labels)):
+    i = len(rows) % len(targets)
+    if labels[row] != targets[i]:
+      rows.append(row)
+      index.append(i)
+    if len(rows) == EXAMPLES:
+      break
+  clean = splits.test.images[rows].astype(np.float32) / 255.0
+  triggered = evaluation.sample_triggered(
+    attack,
+    carry.generator.params,
+    jax.random.fold_in(key, 2),
+    jnp.asarray(clean),
+    jnp.asarray(index, jnp.int32),
+  )
+  state = carry.state
+  logits, _ = jax.jit(program.model.apply, static_argnums=3)(
+    state.params, state.batch_stats, triggered, False
+  )
+  plots.examples(
+    path,
+    clean,
+    np.asarray(triggered),
+    labels[rows],
+    targets[index],
+    np.asarray(logits.argmax(-1)),
+    splits.info.class_names,
+  )
+
+
+def _draw_triggers(program, trained, names, key, path):
+  attack = program.attack
+  targets = np.asarray(attack.targets)[:SHEET_TARGETS]
+  patches = [
+    attack.patches(
+      trained.carry.generator.params,
+      jax.random.fold_in(key, 100 + i),
+      jnp.full(PATCHES, i, jnp.int32),
+    )
+    for i in range(len(targets))
+  ]
+  plots.trigger_sheet(path, np.array(patches), targets, names)

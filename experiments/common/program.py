@@ -1,0 +1,231 @@
+"""From a configuration and its data to the compiled parts of a run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bdjax import evaluation, models, sharding, training
+from bdjax.attacks import triggers
+from bdjax.attacks.ban import ban, sameness
+from bdjax.attacks.cban import cban
+from bdjax.attacks.poison import Attack, compose, poison
+from bdjax.attacks.random_backdoor import random_backdoor
+from bdjax.data import Splits
+from bdjax.data.augment import crop_and_flip
+from bdjax.errors import UserError
+from experiments.common.config import Config
+
+SAMENESS_WEIGHT = 0.1  # beside a cross-entropy that ends below that
+EVAL_BATCH = 512  # images; on CPU near the cache, on GPU large enough
+
+
+class Program(NamedTuple):
+  """Everything of a run that does not depend on its seed."""
+
+  config: Config
+  model: models.Model
+  attack: Attack | None
+  optimizers: training.Optimizers
+  mesh: jax.sharding.Mesh
+  call: Callable
+  steps: int  # a call
+  calls: int  # an epoch
+  learning_rate: optax.Schedule
+  predict: Callable
+  predict_triggered: Callable | None
+
+  @property
+  def total_steps(self) -> int:
+    """Updates of the whole run."""
+    return self.config.epochs * self.calls * self.steps
+
+  def create(self, key: jax.Array) -> training.Carry:
+    """Fresh states, on every device."""
+    init = self.attack.init if self.attack else lambda key: {}
+
+    def fresh(key):
+      return training.create(key, self.model, init, self.optimizers)
+
+    return sharding.replicate(self.mesh, jax.jit(fresh)(key))
+
+
+def parse_targets(text: str, num_classes: int) -> tuple[int, ...]:
+  """Target labels from their flag.
+
+  Raises:
+    UserError: not numbers, out of range or twice the same.
+  """
+  if text == "all":
+    return tuple(range(num_classes))
+  try:
+    labels = tuple(int(part) for part in text.split(","))
+  except ValueError:
+    raise UserError(
+      f"--target_labels={text}: take all, or numbers with commas"
+    ) from None
+  if min(labels) < 0 or max(labels) >= num_classes:
+    raise UserError(
+      f"--target_labels={text} is out of range: the labels are 0 to "
+      f"{num_classes - 1}"
+    )
+  if len(set(labels)) < len(labels):
+    raise UserError(f"--target_labels={text} names a label twice")
+  return labels
+
+
+def parse_locations(
+  text: str, num: int, size: int, height: int, width: int
+) -> np.ndarray:
+  """Boxes int32 [num,4] from their flag.
+
+  Raises:
+    UserError: not of the flag's form, or the trigger does not fit.
+  """
+  if text == "anywhere":
+    boxes = triggers.whole_image(num, height, width)
+  elif text == "grid":
+    boxes = triggers.grid(num, height, width)
+  else:
+    try:
+      corners = np.array(
+        [[int(v) for v in part.split(":")] for part in text.split(",")]
+      ).reshape(-1, 2)
+    except ValueError:
+      raise UserError(
+        f"--locations={text}: take anywhere, grid, or TOP:LEFT with commas"
+      ) from None
+    if len(corners) not in (1, num):
+      raise UserError(
+        f"--locations={text} names {len(corners)} places for {num} target "
+        "labels: take one for all, or one for each"
+      )
+    corners = np.broadcast_to(corners, (num, 2))
+    boxes = np.concatenate([corners, corners + size], 1).astype(np.int32)
+  triggers.check_boxes(boxes, size, height, width)
+  return boxes
+
+
+def make_attack(
+  config: Config, shape: tuple[int, int, int], num_classes: int
+) -> Attack | None:
+  """The attack of a configuration, None for `clean`.
+
+  Raises:
+    UserError: targets, locations or size do not fit the data.
+  """
+  if config.experiment == "clean":
+    return None
+  height, width, channels = shape
+  targets = parse_targets(config.target_labels, num_classes)
+  size = config.trigger_size
+  boxes = parse_locations(config.locations, len(targets), size, height, width)
+  if config.experiment == "random_backdoor":
+    if len(targets) > 1 and len(np.unique(boxes, axis=0)) < len(targets):
+      raise UserError(
+        "random triggers name their label by the place: take --locations=grid "
+        "or one corner a target (cban needs none)"
+      )
+    return random_backdoor(targets, boxes, size, channels)
+  make = {"ban": ban, "cban": cban}[config.experiment]
+  if make is ban and len(np.unique(boxes, axis=0)) < len(targets):
+    raise UserError(
+      "ban's triggers name their label by the place: take --locations=grid or "
+      "one corner a target, or experiments.cban"
+    )
+  return make(
+    targets, boxes, size, channels, config.noise_dim, config.generator_width
+  )
+
+
+def build(config: Config, splits: Splits) -> Program:
+  """Puts a run together; nothing is compiled yet.
+
+  Raises:
+    UserError: the configuration does not fit the data or the devices.
+  """
+  images = splits.train.images
+  shape = images.shape[1:]
+  if config.batch_size > len(images):
+    raise UserError(
+      f"--batch_size={config.batch_size} is larger than the training set of "
+      f"{len(images)} images: take {len(images)} or less"
+    )
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(mesh, config.batch_size)
+  precision = config.precision
+  if precision == "auto":
+    precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  model = models.get(
+    config.model,
+    image_shape=shape,
+    num_classes=splits.info.num_classes,
+    mean=splits.info.mean,
+    std=tuple(max(s, 1e-3) for s in splits.info.std),
+    width=config.width,
+    stem=config.stem,
+    precision=precision,
+  )
+  attack = make_attack(config, shape, splits.info.num_classes)
+  steps, calls = training.steps_per_call(len(images), config.batch_size)
+  rate = training.schedule(
+    config.schedule, config.learning_rate, config.epochs * calls * steps
+  )
+  optimizers = training.Optimizers(
+    training.sgd(rate, config.momentum, config.weight_decay),
+    optax.adam(config.generator_learning_rate or 1e-3),
+  )
+  train_step = training.make_train_step(
+    model,
+    optimizers,
+    _transform(config, attack),
+    label_smoothing=config.label_smoothing,
+    backdoor_weight=1.0 if attack is None else config.backdoor_weight,
+    penalty=_penalty(config, attack),
+  )
+  batch = -(-EVAL_BATCH // mesh.size) * mesh.size
+  return Program(
+    config=config,
+    model=model,
+    attack=attack,
+    optimizers=optimizers,
+    mesh=mesh,
+    call=training.make_call(train_step, config.batch_size, steps, mesh),
+    steps=steps,
+    calls=calls,
+    learning_rate=rate,
+    predict=evaluation.make_predict(model, batch, mesh),
+    predict_triggered=attack
+    and evaluation.make_predict_triggered(model, attack, batch, mesh),
+  )
+
+
+def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:
+  """Generator parameters -> augmentation, then poisoning."""
+
+  def augment(key, images, labels):
+    return crop_and_flip(key, images), labels, jnp.zeros(labels.shape, bool)
+
+  before = (augment,) if config.augment == "crop_flip" else ()
+
+  def transform(params):
+    after = (poison(attack, params, config.poison_rate),) if attack else ()
+    return compose(*before, *after)
+
+  return transform
+
+
+def _penalty(config: Config, attack: Attack | None) -> Callable | None:
+  """The term that keeps a generator's triggers diverse, None without one."""
+  if not config.diversity:
+    return None
+  conditional = config.experiment == "cban"
+
+  def penalty(params, key):
+    lacking = sameness(attack, params, key, config.diversity, conditional)
+    return SAMENESS_WEIGHT * lacking
+
+  return penalty

@@ -1,0 +1,203 @@
+"""`results.json` and the table at the end of a run."""
+
+import importlib.metadata
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+
+from bdjax import metrics
+from bdjax.data import Info
+from experiments.common.config import Config
+
+# Published figures, ResNet-18 with the ImageNet stem: clean accuracy of the
+# backdoored model, attack success rate, and accuracy of the clean model.
+# Fractions. They stand beside ours; nothing is computed from them.
+_RANDOM_MNIST = {"clean_accuracy": 0.9881, "attack_success_rate": 0.9852}
+_BAN_MNIST = {"clean_accuracy": 0.9853, "attack_success_rate": 0.942}
+_RANDOM_CIFAR = {
+  "clean_accuracy": 0.8248,
+  "attack_success_rate": 0.9763,
+  "benchmark_accuracy": 0.841,
+}
+_BAN_CIFAR = {
+  "clean_accuracy": 0.837,
+  "attack_success_rate": 0.9997,
+  "benchmark_accuracy": 0.841,
+}
+REPORTED = {
+  ("random_backdoor", "mnist"): _RANDOM_MNIST,
+  ("ban", "mnist"): _BAN_MNIST,
+  ("random_backdoor", "cifar10"): _RANDOM_CIFAR,
+  ("ban", "cifar10"): _BAN_CIFAR,
+  ("clean", "cifar10"): {"clean_accuracy": 0.841},
+}
+_PACKAGES = (
+  "jax",
+  "jaxlib",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "numpy",
+  "tensorflow-datasets",
+)
+# Dense bfloat16 peak, FLOP/s, from the vendor's data sheets.
+_PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12,
+         "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12}
+
+
+def reported(config: Config) -> dict[str, float]:
+  """The literature's figures for this experiment and dataset, or `{}`."""
+  if config.target_labels is not None and (
+    config.target_labels == "all" or "," in config.target_labels
+  ):
+    return {}
+  return REPORTED.get((config.experiment, config.dataset), {})
+
+
+def surroundings(info: Info) -> dict[str, Any]:
+  """Versions, commit, device and data: what a run was made with."""
+  device = jax.devices()[0]
+  return {
+    "versions": {"python": platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    "git_commit": _git_commit(),
+    "device": {
+      "kind": device.device_kind,
+      "backend": jax.default_backend(),
+      "count": jax.device_count(),
+      "processor": _processor(),
+    },
+    "data": {"name": info.name, "source": info.source, "sha256": info.sha256},
+  }
+
+
+def _git_commit() -> str | None:
+  """The commit of the sources, with `-dirty` where they differ from it."""
+  root = pathlib.Path(__file__).parent
+  try:
+    out = subprocess.run(
+      ["git", "describe", "--always", "--dirty", "--abbrev=40",
+       "--exclude=*"],
+      cwd=root, capture_output=True, text=True, timeout=10,
+    )
+  except (OSError, subprocess.TimeoutExpired):
+    return None
+  return out.stdout.strip() or None if out.returncode == 0 else None
+
+
+def _processor() -> str:
+  try:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+      if line.startswith("model name"):
+        return line.split(":", 1)[1].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> dict[str, int | None]:
+  """The process's peak resident set, and the accelerator's peak use."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return {
+    "host": peak * (1 if sys.platform == "darwin" else 1024),
+    "device": stats.get("peak_bytes_in_use"),
+  }
+
+
+def flops_per_image(model, shape: tuple[int, int, int]) -> float | None:
+  """Floating-point operations of one forward pass, counted by XLA."""
+  params, batch_stats = jax.eval_shape(model.init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, *shape), jax.numpy.float32)
+
+  def forward(params, batch_stats, images):
+    return model.apply(params, batch_stats, images, False)[0]
+
+  analysis = jax.jit(forward).lower(params, batch_stats, image).cost_analysis()
+  return (analysis or {}).get("flops")
+
+
+def share_of_peak(flops: float | None, images_per_second: float):
+  """Model FLOP/s in training over the device's peak; None if unknown.
+
+  A training step counts three forward passes an image.
+  """
+  peak = _PEAK.get(jax.devices()[0].device_kind)
+  if not peak or not flops:
+    return None
+  return 3 * flops * images_per_second / (peak * jax.device_count())
+
+
+def as_json(measured: dict[str, metrics.Score]) -> dict[str, Any]:
+  """Scores as `{mean, low, high, n, over}`."""
+  return {name: score._asdict() for name, score in measured.items()}
+
+
+def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
+  """Scores of a group of runs that differ in their seed.
+
+  Args:
+    members: their `results.json`.
+
+  Returns:
+    `measured`, mean and interval over seeds of every score that all have,
+    and `difference`, clean minus benchmark, paired by seed.
+  """
+  names = set.intersection(*(set(m["measured"]) for m in members))
+  measured = {
+    name: metrics.over_seeds([m["measured"][name]["mean"] for m in members])
+    for name in sorted(names)
+  }
+  out = {"measured": as_json(measured)}
+  if "benchmark_accuracy" in measured:
+    out["difference"] = metrics.difference_over_seeds(
+      [m["difference"]["mean"] for m in members]
+    )._asdict()
+  return out
+
+
+_TITLES = {
+  "clean_accuracy": "clean accuracy",
+  "attack_success_rate": "attack success rate",
+  "robust_accuracy": "robust accuracy",
+  "benchmark_accuracy": "benchmark accuracy",
+}
+
+
+def print_table(results: dict[str, Any], directory: pathlib.Path) -> None:
+  """Prints measured scores, with what the literature reports beside them."""
+  published = results["reported"]
+  table = rich.table.Table(
+    title=f"{results['config']['experiment']} on {results['data']['name']}",
+    box=rich.box.SIMPLE_HEAD,
+    title_justify="left",
+  )
+  table.add_column("score")
+  table.add_column("measured", justify="right")
+  over = {s["over"] for s in results["measured"].values()}
+  table.add_column(f"95% interval over {' / '.join(sorted(over))}")
+  if published:
+    table.add_column("reported", justify="right")
+  for name, title in _TITLES.items():
+    score = results["measured"].get(name)
+    if score is None:
+      continue
+    row = [title, f"{score['mean']:.2%}",
+           f"{score['low']:.2%} to {score['high']:.2%}"]
+    if published:
+      row.append(f"{published[name]:.2%}" if name in published else "")
+    table.add_row(*row)
+  console = rich.console.Console(highlight=False)
+  console.print(table)
+  if "difference" in results:
+    points = 100 * results["difference"]["mean"]
+    console.print(f"  cost in clean accuracy: {-points:.2f} points")
+  console.print(f"  {directory}", soft_wrap=True)

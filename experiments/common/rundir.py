@@ -1,0 +1,147 @@
+"""The directory of a run: what it holds, and who may write to it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from bdjax.errors import UserError
+from experiments.common.config import Config, identity
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new, whole."""
+  partial = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
+
+
+def read_json(path: pathlib.Path) -> Any | None:
+  """Reads JSON; None where there is no such file.
+
+  Raises:
+    UserError: the file is not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except ValueError:
+    raise UserError(
+      f"{path} is damaged: start over with --overwrite, or take another "
+      "--run_name"
+    ) from None
+
+
+@contextlib.contextmanager
+def disk_errors(directory: pathlib.Path) -> Iterator[None]:
+  """Turns what a full or read-only disk raises into one line."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(
+      f"cannot write to {directory} ({error.strerror}): free the disk, or take "
+      "another --runs_dir"
+    ) from error
+
+
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[pathlib.Path]:
+  """Makes or re-opens a run's directory and holds it for this process.
+
+  Raises:
+    UserError: another process has it, it belongs to another configuration, or
+      the disk is full or read-only.
+  """
+  directory = config.directory
+  with disk_errors(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = open(directory / ".lock", "w")
+  with handle:
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(
+        f"another process is at work in {directory}: wait for it, or take "
+        "another --run_name"
+      ) from None
+    if config.overwrite:
+      _clear(directory)
+    _claim(directory, config)
+    yield directory
+
+
+def _claim(directory: pathlib.Path, config: Config) -> None:
+  path = directory / "config.json"
+  wanted = identity(config)
+  stored = read_json(path)
+  if stored is None:
+    with disk_errors(directory):
+      write_json(path, wanted)
+    return
+  keys = sorted(
+    key
+    for key in wanted.keys() | stored.keys()
+    if wanted.get(key) != stored.get(key)
+  )
+  if keys:
+    changes = ", ".join(
+      f"{key} {stored.get(key)} there, {wanted.get(key)} here" for key in keys
+    )
+    raise UserError(
+      f"{directory} holds a run of another configuration ({changes}): take "
+      "another --run_name, or --overwrite to start over"
+    )
+
+
+def _clear(directory: pathlib.Path) -> None:
+  """Removes what a run leaves behind, and nothing else."""
+  with disk_errors(directory):
+    for name in ("config.json", "metrics.jsonl", "results.json"):
+      (directory / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "figures"):
+      if (directory / name).exists():
+        shutil.rmtree(directory / name)
+
+
+class MetricsLog:
+  """`metrics.jsonl`: one record a call, in order of steps."""
+
+  def __init__(self, path: pathlib.Path, step: int):
+    """Opens the log; records after `step`, which will come again, go."""
+    self.records = [r for r in _records(path) if r["step"] <= step]
+    text = "".join(json.dumps(r) + "\n" for r in self.records)
+    with disk_errors(path.parent):
+      path.write_text(text)
+      self._file = open(path, "a")
+
+  def append(self, record: dict[str, Any]) -> None:
+    """Adds a record, at once on disk."""
+    self.records.append(record)
+    with disk_errors(pathlib.Path(self._file.name).parent):
+      self._file.write(json.dumps(record) + "\n")
+      self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def _records(path: pathlib.Path) -> list[dict[str, Any]]:
+  if not path.exists():
+    return []
+  out = []
+  for line in path.read_text().splitlines():
+    try:
+      out.append(json.loads(line))
+    except ValueError:  # the line that a killed process was writing
+      break
+  return out

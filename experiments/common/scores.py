@@ -1,0 +1,98 @@
+"""Evaluates a trained run on the test set."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bdjax import evaluation, metrics, sharding, training
+from bdjax.data import Splits
+from experiments.common.program import Program
+
+
+class Evaluation(NamedTuple):
+  """Scores of one run, as they go into `results.json`.
+
+  Attributes:
+    measured: name -> `metrics.Score`.
+    details: per target and per draw figures, JSON-ready.
+    matrix: float [T,K] ASR from source to target; None for a clean run.
+    predictions: int32 [N], of the clean test images.
+  """
+
+  measured: dict[str, metrics.Score]
+  details: dict[str, Any]
+  matrix: np.ndarray | None
+  predictions: np.ndarray
+
+
+def evaluate(
+  program: Program, carry: training.Carry, splits: Splits, key: jax.Array
+) -> Evaluation:
+  """Clean accuracy, and with an attack its success on every target.
+
+  Args:
+    program: from `build`.
+    carry: the trained states.
+    splits: the test images are used, and nothing else.
+    key: of the triggers; not the training's.
+  """
+  test, state = splits.test, carry.state
+  images = sharding.replicate(program.mesh, test.images)
+  predictions = np.asarray(
+    program.predict(state.params, state.batch_stats, images)
+  )
+  clean = metrics.accuracy(predictions, test.labels)
+  measured = {"clean_accuracy": metrics.proportion(clean, len(test.labels))}
+  if program.attack is None:
+    return Evaluation(measured, {}, None, predictions)
+
+  targets = np.asarray(program.attack.targets)
+  triggered = evaluation.triggered_predictions(
+    program.predict_triggered,
+    state.params,
+    state.batch_stats,
+    carry.generator.params,
+    key,
+    images,
+    len(targets),
+    program.config.eval_draws,
+  )
+  scores = {
+    "attack_success_rate": metrics.attack_success_rate,
+    "robust_accuracy": metrics.robust_accuracy,
+  }
+  details = {"target_labels": targets.tolist()}
+  counted = int((test.labels[None] != targets[:, None]).any(0).sum())
+  for name, function in scores.items():
+    values = function(triggered, test.labels, targets)  # [D,T]
+    measured[name] = metrics.proportion(float(values.mean()), counted)
+    details[f"{name}_per_target"] = values.mean(0).tolist()
+    details[f"{name}_per_draw"] = values.mean(1).tolist()
+  details["trigger_diversity"] = trigger_diversity(program, carry, key)
+  matrix = metrics.success_matrix(
+    triggered, test.labels, targets, splits.info.num_classes
+  )
+  return Evaluation(measured, details, matrix, predictions)
+
+
+def trigger_diversity(
+  program: Program, carry: training.Carry, key: jax.Array, draws: int = 256
+) -> float:
+  """How much the triggers of one target differ from draw to draw.
+
+  The standard deviation over draws of a pixel, averaged over pixels, channels
+  and targets. 0: the generator makes one fixed trigger; 0.289: U[0,1].
+  """
+  attack = program.attack
+  spread = [
+    np.asarray(
+      attack.patches(
+        carry.generator.params,
+        jax.random.fold_in(key, t),
+        np.full(draws, t, np.int32),
+      )
+    ).std(0)
+    for t in range(len(attack.targets))
+  ]
+  return float(np.mean(spread))
