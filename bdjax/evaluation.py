@@ -136,7 +136,5 @@ def sample_triggered(
   Returns:
     float32 [B,H,W,C].
   """
-  drawn = draw_triggers(
-    attack, generator_params, key, index, images.shape[1:3]
-  )
+  drawn = draw_triggers(attack, generator_params, key, index, images.shape[1:3])
   return stamp(drawn, images)

@@ -1,7 +1,7 @@
 """BaN: triggers from a network trained with the classifier (Salem et al. 2022).
 
-  python -m experiments.ban --dataset=mnist
-  python -m experiments.ban --dataset=mnist --target_labels=all
+python -m experiments.ban --dataset=mnist
+python -m experiments.ban --dataset=mnist --target_labels=all
 """
 
 from experiments import common

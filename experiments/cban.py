@@ -1,6 +1,6 @@
 """cBaN: a trigger network conditioned on the target label (Salem et al. 2022).
 
-  python -m experiments.cban --dataset=mnist
+python -m experiments.cban --dataset=mnist
 """
 
 from experiments import common

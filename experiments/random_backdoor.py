@@ -1,7 +1,7 @@
 """Random Backdoor: triggers of random pixels (Salem et al. 2022).
 
-  python -m experiments.random_backdoor --dataset=mnist
-  python -m experiments.random_backdoor --dataset=mnist --target_labels=all
+python -m experiments.random_backdoor --dataset=mnist
+python -m experiments.random_backdoor --dataset=mnist --target_labels=all
 """
 
 from experiments import common

@@ -286,6 +286,22 @@ def test_damaged_newest_step_falls_back(tmp_path, damage, resumed):
   assert steps_on_disk(tmp_path) == [2, resumed]
 
 
+def test_one_changed_bit_of_an_array_is_noticed(tmp_path):
+  """Orbax alone restores the wrong numbers and says nothing."""
+  noise = jax.random.normal(jax.random.key(0), (20_000,))
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, {"x": noise + step}, {}, {}, 1.0)
+  data = files_of(tmp_path / "2" / "state")[0]
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  with Checkpoints(tmp_path) as checkpoints:
+    found = checkpoints.restore({"x": noise})
+  assert found.step == 1
+  assert_same(found.state["x"], noise + 1)
+
+
 def test_any_one_damaged_file_is_noticed_or_does_no_harm(tmp_path):
   save_steps(tmp_path / "run", {1: 1.0, 2: 1.0})
   fell_back = 0

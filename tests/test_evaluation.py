@@ -73,9 +73,7 @@ def test_draws_differ_and_repeat_with_the_key():
     _Bright, attack._replace(patches=coins), 8, mesh
   )
   black = jnp.zeros((21, 8, 8, 1), jnp.uint8)
-  run = functools.partial(
-    evaluation.triggered_predictions, predict, {}, {}, {}
-  )
+  run = functools.partial(evaluation.triggered_predictions, predict, {}, {}, {})
   first = run(KEY, black, 1, 4)
   np.testing.assert_array_equal(first, run(KEY, black, 1, 4))
   rows = first.reshape(4, 21)

@@ -36,9 +36,7 @@ def _setup(name="cnn", devices=1, batch=16, rate=0.5):
   steps, calls = training.steps_per_call(64, batch)
   call = training.make_call(step, batch, steps, mesh)
 
-  fresh = jax.jit(
-    lambda: training.create(KEY, model, attack.init, optimizers)
-  )
+  fresh = jax.jit(lambda: training.create(KEY, model, attack.init, optimizers))
 
   def create():
     carry = fresh()
@@ -69,7 +67,9 @@ def test_first_step_by_hand(data):
   want = -np.mean([log_p[i, y] for i, y in enumerate(labels)])
   assert float(metrics["loss"]) == pytest.approx(float(want), rel=1e-5)
   assert int(metrics["clean"]) == 16 and int(metrics["poisoned"]) == 0
-  assert int(metrics["clean_correct"]) == int((logits.argmax(1) == labels).sum())
+  assert int(metrics["clean_correct"]) == int(
+    (logits.argmax(1) == labels).sum()
+  )
   assert int(after.state.step) == int(after.generator.step) == 1
 
   def loss(params):
@@ -96,7 +96,9 @@ def test_weight_of_the_poisoned_loss(data):
   losses = []
   for weight in (0.0, 1.0, 3.0):
     step = training.make_train_step(
-      model, optimizers, lambda p: poison(attack, p, 0.5),
+      model,
+      optimizers,
+      lambda p: poison(attack, p, 0.5),
       backdoor_weight=weight,
     )
     _, metrics = jax.jit(step)(create(), KEY, images, data[1][:32])
@@ -109,7 +111,9 @@ def test_penalty_is_added_and_leaves_the_batches_alone(data):
   model, attack, optimizers, step, _, create, *_ = _setup()
   images = data[0][:32].astype(jnp.float32) / 255
   penalised = training.make_train_step(
-    model, optimizers, lambda p: compose(poison(attack, p, 0.5)),
+    model,
+    optimizers,
+    lambda p: compose(poison(attack, p, 0.5)),
     penalty=lambda params, key: jnp.float32(2.5),
   )
   _, want = jax.jit(step)(create(), KEY, images, data[1][:32])
@@ -181,7 +185,9 @@ def test_vmap_over_a_population_equals_a_loop(data):
   labels = data[1][:16]
   keys = jax.random.split(KEY, 2)
   create = functools.partial(
-    training.create, model=model, generator_init=attack.init,
+    training.create,
+    model=model,
+    generator_init=attack.init,
     optimizers=optimizers,
   )
   population = jax.jit(jax.vmap(step, (0, 0, None, None)))
@@ -201,8 +207,12 @@ def test_vmap_over_a_population_equals_a_loop(data):
 
 @pytest.mark.parametrize(
   "images, batch, want",
-  [(100, 16, (6, 1)), (57000, 128, (26, 17)),
-   (47500, 128, (23, 16)), (9, 9, (1, 1))],
+  [
+    (100, 16, (6, 1)),
+    (57000, 128, (26, 17)),
+    (47500, 128, (23, 16)),
+    (9, 9, (1, 1)),
+  ],
 )
 def test_steps_per_call(images, batch, want):
   steps, calls = training.steps_per_call(images, batch)
@@ -217,6 +227,8 @@ def test_schedules():
   assert float(peak(100)) == pytest.approx(0.0, abs=1e-7)
   cosine = training.schedule("cosine", 0.4, 100)
   assert float(cosine(50)) == pytest.approx(0.2)
-  assert float(training.schedule("constant", 0.4, 100)(99)) == pytest.approx(0.4)
+  assert float(training.schedule("constant", 0.4, 100)(99)) == pytest.approx(
+    0.4
+  )
   with pytest.raises(ValueError, match="linear"):
     training.schedule("linear", 0.4, 100)

@@ -9,7 +9,6 @@ import numpy as np
 from bdjax.attacks.poison import Attack
 from bdjax.models.generator import trigger_mlp
 
-
 # Root mean square difference of two U[0,1] draws.
 _UNIFORM_RMS = 6.0**-0.5
 

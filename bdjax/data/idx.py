@@ -13,10 +13,10 @@ from bdjax.errors import UserError
 
 # In the order of the fields of Arrays.
 FILES = (
-  'train-images-idx3-ubyte',
-  'train-labels-idx1-ubyte',
-  't10k-images-idx3-ubyte',
-  't10k-labels-idx1-ubyte',
+  "train-images-idx3-ubyte",
+  "train-labels-idx1-ubyte",
+  "t10k-images-idx3-ubyte",
+  "t10k-labels-idx1-ubyte",
 )
 
 
@@ -26,15 +26,15 @@ def parse(data: bytes) -> np.ndarray:
   Raises:
     ValueError: not idx, not uint8, or cut short.
   """
-  if len(data) < 4 or data[:3] != b'\x00\x00\x08':
-    raise ValueError('not an idx file of unsigned bytes')
+  if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+    raise ValueError("not an idx file of unsigned bytes")
   dimensions = data[3]
   start = 4 + 4 * dimensions
   if len(data) < start:
-    raise ValueError('cut short')
-  shape = struct.unpack(f'>{dimensions}I', data[4:start])
+    raise ValueError("cut short")
+  shape = struct.unpack(f">{dimensions}I", data[4:start])
   if len(data) - start != math.prod(shape):
-    raise ValueError(f'{len(data) - start} bytes, not {math.prod(shape)}')
+    raise ValueError(f"{len(data) - start} bytes, not {math.prod(shape)}")
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -46,7 +46,7 @@ def from_members(members: dict[str, bytes]) -> Arrays:
   """
   arrays = Arrays(*(parse(members[name]) for name in FILES))
   if [array.ndim for array in arrays] != [3, 1, 3, 1]:
-    raise ValueError('images and labels have the wrong number of dimensions')
+    raise ValueError("images and labels have the wrong number of dimensions")
   return arrays._replace(
     x_train=arrays.x_train[..., None], x_test=arrays.x_test[..., None]
   )
@@ -68,18 +68,18 @@ def read_directory(directory: pathlib.Path) -> Arrays:
     path = _find(directory, name)
     if path is None:
       raise UserError(
-        f'{directory}: no {name} or {name}.gz: all four idx files are needed '
-        f'({", ".join(FILES)})'
+        f"{directory}: no {name} or {name}.gz: all four idx files are needed "
+        f"({', '.join(FILES)})"
       )
     members[name] = _read(path)
   try:
     return from_members(members)
   except ValueError as error:
-    raise UserError(f'{directory}: {error}: fetch the files again') from error
+    raise UserError(f"{directory}: {error}: fetch the files again") from error
 
 
 def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
-  for path in (directory / name, directory / f'{name}.gz'):
+  for path in (directory / name, directory / f"{name}.gz"):
     if path.is_file():
       return path
   return None
@@ -88,8 +88,8 @@ def _find(directory: pathlib.Path, name: str) -> pathlib.Path | None:
 def _read(path: pathlib.Path) -> bytes:
   try:
     data = path.read_bytes()
-    data = gzip.decompress(data) if path.suffix == '.gz' else data
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
     parse(data)
   except (OSError, EOFError, zlib.error, ValueError) as error:
-    raise UserError(f'{path}: {error}: fetch the file again') from error
+    raise UserError(f"{path}: {error}: fetch the file again") from error
   return data

@@ -42,7 +42,7 @@ def _wait(descriptor: int, path: pathlib.Path, report) -> bool:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return True
   except BlockingIOError:
-    report(f'waiting for another process (it holds {path})')
+    report(f"waiting for another process (it holds {path})")
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return True
   except OSError:

@@ -31,19 +31,19 @@ def read(path: str) -> tuple[Arrays, int]:
   """
   found = _open(path)
   train, test = (
-    (_images(path, f'x_{part}', found), _labels(path, f'y_{part}', found))
-    for part in ('train', 'test')
+    (_images(path, f"x_{part}", found), _labels(path, f"y_{part}", found))
+    for part in ("train", "test")
   )
-  for part, (images, labels) in (('train', train), ('test', test)):
+  for part, (images, labels) in (("train", train), ("test", test)):
     if len(images) != len(labels):
       raise UserError(
-        f'{path}: x_{part} has {len(images)} images but y_{part} has '
-        f'{len(labels)} labels: give one label an image'
+        f"{path}: x_{part} has {len(images)} images but y_{part} has "
+        f"{len(labels)} labels: give one label an image"
       )
   if train[0].shape[1:] != test[0].shape[1:]:
     raise UserError(
-      f'{path}: x_train has images {list(train[0].shape[1:])} but x_test '
-      f'{list(test[0].shape[1:])}: make them the same'
+      f"{path}: x_train has images {list(train[0].shape[1:])} but x_test "
+      f"{list(test[0].shape[1:])}: make them the same"
     )
   num_classes = _count_classes(path, train[1], test[1])
   dtype = np.uint8 if num_classes <= 256 else np.int32
@@ -55,26 +55,32 @@ def read(path: str) -> tuple[Arrays, int]:
 def _open(path: str) -> dict[str, np.ndarray]:
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
-    raise UserError(f'{path}: no such file: check the path')
+    raise UserError(f"{path}: no such file: check the path")
   try:
     # np.load leaves a broken file open if it opens it itself.
-    with file.open('rb') as opened, np.load(opened) as archive:
+    with file.open("rb") as opened, np.load(opened) as archive:
       missing = [key for key in Arrays._fields if key not in archive]
       if missing:
         raise UserError(
-          f'{path}: no {", ".join(missing)} among its keys '
-          f'({", ".join(archive) or "none"}): save it with np.savez(path, '
-          'x_train=..., y_train=..., x_test=..., y_test=...)'
+          f"{path}: no {', '.join(missing)} among its keys "
+          f"({', '.join(archive) or 'none'}): save it with np.savez(path, "
+          "x_train=..., y_train=..., x_test=..., y_test=...)"
         )
       return {key: archive[key] for key in Arrays._fields}
   except UserError:
     raise
-  except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile,
-          zlib.error) as error:
+  except (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f'{path}: cannot be read as .npz ({reason}): write it with np.savez, '
-      'of plain arrays'
+      f"{path}: cannot be read as .npz ({reason}): write it with np.savez, "
+      "of plain arrays"
     ) from error
 
 
@@ -85,27 +91,27 @@ def _images(path: str, key: str, found: dict) -> np.ndarray:
   shape = list(found[key].shape)
   if images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
     raise UserError(
-      f'{path}: {key} has shape {shape}: give [N,H,W], [N,H,W,1] or [N,H,W,3]'
+      f"{path}: {key} has shape {shape}: give [N,H,W], [N,H,W,1] or [N,H,W,3]"
     )
   if min(images.shape[1:3]) < _SMALLEST:
     raise UserError(
-      f'{path}: {key} has shape {shape}: images must be at least '
-      f'{_SMALLEST}x{_SMALLEST} pixels'
+      f"{path}: {key} has shape {shape}: images must be at least "
+      f"{_SMALLEST}x{_SMALLEST} pixels"
     )
   if images.dtype == np.uint8:
     return images
   if not np.issubdtype(images.dtype, np.floating):
     raise UserError(
-      f'{path}: {key} is {images.dtype}: give uint8 in [0,255] or floats in '
-      '[0,1]'
+      f"{path}: {key} is {images.dtype}: give uint8 in [0,255] or floats in "
+      "[0,1]"
     )
   if not np.isfinite(images).all():
-    raise UserError(f'{path}: {key} has NaN or infinity: remove or mend them')
+    raise UserError(f"{path}: {key} has NaN or infinity: remove or mend them")
   low, high = images.min(), images.max()
   if low < 0 or high > 1:
     raise UserError(
-      f'{path}: {key} has floats in [{low:g}, {high:g}]: scale them to [0,1], '
-      'or give uint8'
+      f"{path}: {key} has floats in [{low:g}, {high:g}]: scale them to [0,1], "
+      "or give uint8"
     )
   return np.rint(images * 255).astype(np.uint8)
 
@@ -116,16 +122,16 @@ def _labels(path: str, key: str, found: dict) -> np.ndarray:
     labels = labels[:, 0]
   if labels.ndim != 1:
     raise UserError(
-      f'{path}: {key} has shape {list(labels.shape)}: give one integer an '
-      'image, [N] (of one-hot labels take argmax(-1))'
+      f"{path}: {key} has shape {list(labels.shape)}: give one integer an "
+      "image, [N] (of one-hot labels take argmax(-1))"
     )
   if not np.issubdtype(labels.dtype, np.integer):
     raise UserError(
-      f'{path}: {key} is {labels.dtype}: give integers, 0 to classes - 1'
+      f"{path}: {key} is {labels.dtype}: give integers, 0 to classes - 1"
     )
   if labels.size and labels.min() < 0:
     raise UserError(
-      f'{path}: {key} has the label {labels.min()}: labels start at 0'
+      f"{path}: {key} has the label {labels.min()}: labels start at 0"
     )
   return labels
 
@@ -133,15 +139,15 @@ def _labels(path: str, key: str, found: dict) -> np.ndarray:
 def _count_classes(path: str, train: np.ndarray, test: np.ndarray) -> int:
   num_classes = int(train.max()) + 1
   if num_classes < 2:
-    raise UserError(f'{path}: y_train has one class only: give two or more')
+    raise UserError(f"{path}: y_train has one class only: give two or more")
   if num_classes > len(train):
     raise UserError(
-      f'{path}: y_train has the label {num_classes - 1} among {len(train)} '
-      'images: labels out of range: number the classes from 0'
+      f"{path}: y_train has the label {num_classes - 1} among {len(train)} "
+      "images: labels out of range: number the classes from 0"
     )
   if test.max() >= num_classes:
     raise UserError(
-      f'{path}: y_test has the label {test.max()}, out of range: the largest '
-      f'of y_train is {num_classes - 1}'
+      f"{path}: y_test has the label {test.max()}, out of range: the largest "
+      f"of y_train is {num_classes - 1}"
     )
   return num_classes

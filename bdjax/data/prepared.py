@@ -28,17 +28,17 @@ def read(directory: pathlib.Path, report) -> Arrays:
   Raises:
     UserError: the directory is broken, or of another format.
   """
-  report(f'reading {directory}')
+  report(f"reading {directory}")
   try:
     builder = tfds.builder_from_directory(directory)
-    parts = [_split(builder, name) for name in ('train', 'test')]
+    parts = [_split(builder, name) for name in ("train", "test")]
   except (UserError, ImportError, MemoryError):
     raise
   except Exception as error:  # C++ readers raise what they like
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f'{directory} cannot be read ({reason}): delete it and run again, which '
-      'prepares it anew'
+      f"{directory} cannot be read ({reason}): delete it and run again, which "
+      "prepares it anew"
     ) from error
   return Arrays(*parts[0], *parts[1])
 
@@ -47,9 +47,9 @@ def _split(builder, name: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns images [N,H,W,C] and labels [N], both uint8."""
   images, labels, ids = [], [], []
   for example in _examples(builder, name):
-    images.append(_decode(example['image']))
-    labels.append(example['label'])
-    ids.append(example.get('id'))
+    images.append(_decode(example["image"]))
+    labels.append(example["label"])
+    ids.append(example.get("id"))
   all_images = np.empty((len(images), *images[0].shape), np.uint8)
   all_labels = np.empty(len(labels), np.uint8)
   places = _places(name, ids)
@@ -61,7 +61,7 @@ def _split(builder, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _examples(builder, name: str) -> Iterable[dict]:
   """Yields examples whose 'image' is still the bytes of a PNG file."""
-  decoders = {'image': tfds.decode.SkipDecoding()}
+  decoders = {"image": tfds.decode.SkipDecoding()}
   kind = tfds.core.FileFormat
   if builder.info.file_format == kind.TFRECORD:
     # tfds.data_source reads formats with random access only; its way for
@@ -73,8 +73,8 @@ def _examples(builder, name: str) -> Iterable[dict]:
     return
   if builder.info.file_format != kind.ARRAY_RECORD:
     raise UserError(
-      f'{builder.data_dir} is prepared as {builder.info.file_format.value}: '
-      'prepare it as array_record or tfrecord, or name another data_dir'
+      f"{builder.data_dir} is prepared as {builder.info.file_format.value}: "
+      "prepare it as array_record or tfrecord, or name another data_dir"
     )
   source = builder.as_data_source(name, decoders=decoders)
   for start in range(0, len(source), _CHUNK):
@@ -96,7 +96,7 @@ def _places(split: str, ids: Sequence) -> list[int]:
   is the place itself, so that sorting the hashes again tells it.
   """
   if ids and ids[0] is not None:
-    return [int(id_.rpartition(b'_')[2]) for id_ in ids]
+    return [int(id_.rpartition(b"_")[2]) for id_ in ids]
   hasher = hashing.Hasher(split)
   keys = [hasher.hash_key(place) for place in range(len(ids))]
   return sorted(range(len(ids)), key=keys.__getitem__)
@@ -112,15 +112,15 @@ def tfrecords(path: pathlib.Path) -> Iterator[bytes]:
   Raises:
     UserError: the file is cut short.
   """
-  with path.open('rb') as file:
+  with path.open("rb") as file:
     left = os.fstat(file.fileno()).st_size
     while left:
       header = file.read(12)
-      length = struct.unpack('<Q', header[:8])[0] if len(header) == 12 else 0
+      length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
       left -= 16 + length
       if len(header) < 12 or left < 0:
         raise UserError(
-          f'{path} is cut short: delete its directory and prepare it again'
+          f"{path} is cut short: delete its directory and prepare it again"
         )
       yield file.read(length)
       file.seek(4, os.SEEK_CUR)
@@ -129,12 +129,13 @@ def tfrecords(path: pathlib.Path) -> Iterator[bytes]:
 def find(root: pathlib.Path, name: str) -> pathlib.Path | None:
   """Returns the newest prepared version's directory in `root`, if any."""
   found = [
-    path.parent for path in (root / name).glob('*/dataset_info.json')
-    if all(part.isdigit() for part in path.parent.name.split('.'))
+    path.parent
+    for path in (root / name).glob("*/dataset_info.json")
+    if all(part.isdigit() for part in path.parent.name.split("."))
   ]
   if not found:
     return None
-  return max(found, key=lambda path: [*map(int, path.name.split('.'))])
+  return max(found, key=lambda path: [*map(int, path.name.split("."))])
 
 
 def source_of(directory: pathlib.Path) -> str:
@@ -143,7 +144,7 @@ def source_of(directory: pathlib.Path) -> str:
   bdjax leaves a note in what it prepares; without one it was someone else.
   """
   try:
-    note = json.loads((directory / 'metadata.json').read_text())
-    return str(note['bdjax_source'])
+    note = json.loads((directory / "metadata.json").read_text())
+    return str(note["bdjax_source"])
   except (OSError, ValueError, KeyError, TypeError):
-    return 'tfds-prepared'
+    return "tfds-prepared"

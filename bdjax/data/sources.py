@@ -13,14 +13,15 @@ Report = Callable[[str], None]
 
 # What a prepared directory or a cache may hold where the user names a source.
 _FITS = {
-  'auto': {'tfds', 'tfds-prepared', 'npm'},
-  'tfds': {'tfds', 'tfds-prepared'},
-  'npm': {'npm'},
+  "auto": {"tfds", "tfds-prepared", "npm"},
+  "tfds": {"tfds", "tfds-prepared"},
+  "npm": {"npm"},
 }
 
 
-def find(name: str, source: str, data_dir: str | os.PathLike | None,
-         report: Report) -> cache.Entry:
+def find(
+  name: str, source: str, data_dir: str | os.PathLike | None, report: Report
+) -> cache.Entry:
   """Returns a known dataset, from the first source that has it.
 
   Args:
@@ -33,25 +34,25 @@ def find(name: str, source: str, data_dir: str | os.PathLike | None,
     UserError: the source does not fit, or none has the dataset.
   """
   spec = SPECS[name]
-  if source not in ('auto', *spec.sources):
+  if source not in ("auto", *spec.sources):
     raise UserError(
-      f'source {source!r} does not hold {name}: choose among '
-      f'{", ".join(("auto", *spec.sources))}'
+      f"source {source!r} does not hold {name}: choose among "
+      f"{', '.join(('auto', *spec.sources))}"
     )
-  if 'builtin' in spec.sources:
+  if "builtin" in spec.sources:
     arrays = builtin.digits()
-    remedy = 'install scikit-learn again'
-    return cache.entry(arrays, 'builtin', check(arrays, spec, name, remedy))
+    remedy = "install scikit-learn again"
+    return cache.entry(arrays, "builtin", check(arrays, spec, name, remedy))
   root = tfds_root(data_dir)
-  if 'idx' in spec.sources and source in ('auto', 'idx'):
-    if source == 'idx' and data_dir is None:
+  if "idx" in spec.sources and source in ("auto", "idx"):
+    if source == "idx" and data_dir is None:
       raise UserError(
-        'source idx needs data_dir: the directory of the four idx files'
+        "source idx needs data_dir: the directory of the four idx files"
       )
-    if source == 'idx' or (data_dir and idx.is_directory_of(root)):
+    if source == "idx" or (data_dir and idx.is_directory_of(root)):
       arrays = idx.read_directory(root)
-      remedy = 'fetch its files again, or name another data_dir'
-      return cache.entry(arrays, 'idx', check(arrays, spec, str(root), remedy))
+      remedy = "fetch its files again, or name another data_dir"
+      return cache.entry(arrays, "idx", check(arrays, spec, str(root), remedy))
   return _through_tfds(name, spec, source, root, report)
 
 
@@ -61,18 +62,19 @@ def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
   Raises:
     UserError: no such path can be.
   """
-  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   root = pathlib.Path(data_dir or default).expanduser()
   try:
     root.exists()
   except OSError as error:
     reason = error.strerror
-    raise UserError(f'{root}: {reason}: name another data_dir') from error
+    raise UserError(f"{root}: {reason}: name another data_dir") from error
   return root
 
 
-def _through_tfds(name: str, spec: Spec, source: str, root: pathlib.Path,
-                  report: Report) -> cache.Entry:
+def _through_tfds(
+  name: str, spec: Spec, source: str, root: pathlib.Path, report: Report
+) -> cache.Entry:
   """Returns a dataset of the cache, or else of the TFDS folder `root`."""
   path = cache.path_of(name, root)
   try:
@@ -89,15 +91,15 @@ def _through_tfds(name: str, spec: Spec, source: str, root: pathlib.Path,
   holds = prepared.source_of(directory)
   if holds not in _FITS[source]:
     raise UserError(
-      f'{directory} was prepared from {holds}, not from {source}: take source '
-      'auto, or another data_dir'
+      f"{directory} was prepared from {holds}, not from {source}: take source "
+      "auto, or another data_dir"
     )
   arrays = prepared.read(directory, report)
-  remedy = 'delete it and run again, or name another data_dir'
+  remedy = "delete it and run again, or name another data_dir"
   sha256 = check(arrays, spec, str(directory), remedy)
   new = cache.entry(arrays, holds, sha256)
   try:
     cache.write(path, new)
   except OSError as error:  # the data are there all the same
-    report(f'no cache, the next start is slower: {error}')
+    report(f"no cache, the next start is slower: {error}")
   return new

@@ -13,7 +13,9 @@ class CNN(nnx.Module):
   206,922 parameters for 28x28x1 images and ten classes.
   """
 
-  def __init__(self, *, image_shape, num_classes, mean, std, dtype, width, rngs):
+  def __init__(
+    self, *, image_shape, num_classes, mean, std, dtype, width, rngs
+  ):
     height, cols, channels = image_shape
     filters = (width // 4, width // 2)
 

@@ -114,9 +114,7 @@ def conv(
     )
   strides = tuple(window_strides)
   if isinstance(padding, str):
-    pads = lax.padtype_to_pads(
-      lhs.shape[1:3], rhs.shape[:2], strides, padding
-    )
+    pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
   else:
     pads = padding
   return canonical_conv(lhs, rhs, strides, tuple(tuple(p) for p in pads))

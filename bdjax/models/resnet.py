@@ -69,9 +69,7 @@ class ResNet18(nnx.Module):
     self.stem = _conv(
       image_shape[2], width, window, stride, dtype=dtype, rngs=rngs
     )
-    self.stem_norm = nnx.BatchNorm(
-      width, momentum=0.9, dtype=dtype, rngs=rngs
-    )
+    self.stem_norm = nnx.BatchNorm(width, momentum=0.9, dtype=dtype, rngs=rngs)
     blocks, fan_in = [], width
     for stage in range(4):
       for index in range(2):

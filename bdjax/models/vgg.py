@@ -14,7 +14,9 @@ class MiniVGG(nnx.Module):
   each convolution (Simonyan and Zisserman, 2015, cut down).
   """
 
-  def __init__(self, *, image_shape, num_classes, mean, std, dtype, width, rngs):
+  def __init__(
+    self, *, image_shape, num_classes, mean, std, dtype, width, rngs
+  ):
     height, cols, fan_in = image_shape
     self.normalize = Normalize(mean, std)
     convs, norms = [], []
@@ -31,9 +33,7 @@ class MiniVGG(nnx.Module):
           rngs=rngs,
         )
       )
-      norms.append(
-        nnx.BatchNorm(fan_out, momentum=0.9, dtype=dtype, rngs=rngs)
-      )
+      norms.append(nnx.BatchNorm(fan_out, momentum=0.9, dtype=dtype, rngs=rngs))
       fan_in = fan_out
     self.convs, self.norms = nnx.List(convs), nnx.List(norms)
     flat = (height // 8) * (cols // 8) * 4 * width

@@ -118,11 +118,13 @@ class Config:
     attack=True,
   )
   trigger_size: int | None = _flag(
-    None, "Side of the trigger, in pixels (default: digits 3, else 5).",
+    None,
+    "Side of the trigger, in pixels (default: digits 3, else 5).",
     attack=True,
   )
   poison_rate: float | None = _flag(
-    None, "Chance of an image to be triggered in a step (default: 0.3; ban "
+    None,
+    "Chance of an image to be triggered in a step (default: 0.3; ban "
     "with one target 0.1).",
     attack=True,
   )
@@ -256,8 +258,16 @@ def _check(config: Config) -> None:
   _choice(config, "schedule", ("onecycle", "cosine", "constant"))
   _choice(config, "augment", ("none", "crop_flip"))
   _choice(config, "benchmark", ("auto", "reuse", "none", None))
-  for name in ("epochs", "batch_size", "seeds", "eval_draws", "noise_dim",
-               "generator_width", "trigger_size", "width"):
+  for name in (
+    "epochs",
+    "batch_size",
+    "seeds",
+    "eval_draws",
+    "noise_dim",
+    "generator_width",
+    "trigger_size",
+    "width",
+  ):
     _range(config, name, 1, None)
   _range(config, "seed", 0, 2**31 - 1)
   for name in ("poison_rate", "momentum", "diversity"):

@@ -49,8 +49,12 @@ _PACKAGES = (
   "tensorflow-datasets",
 )
 # Dense bfloat16 peak, FLOP/s, from the vendor's data sheets.
-_PEAK = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12,
-         "NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA A100-SXM4-40GB": 312e12}
+_PEAK = {
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+}
 
 
 def reported(config: Config) -> dict[str, float]:
@@ -84,9 +88,11 @@ def _git_commit() -> str | None:
   root = pathlib.Path(__file__).parent
   try:
     out = subprocess.run(
-      ["git", "describe", "--always", "--dirty", "--abbrev=40",
-       "--exclude=*"],
-      cwd=root, capture_output=True, text=True, timeout=10,
+      ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      timeout=10,
     )
   except (OSError, subprocess.TimeoutExpired):
     return None
@@ -190,8 +196,11 @@ def print_table(results: dict[str, Any], directory: pathlib.Path) -> None:
     score = results["measured"].get(name)
     if score is None:
       continue
-    row = [title, f"{score['mean']:.2%}",
-           f"{score['low']:.2%} to {score['high']:.2%}"]
+    row = [
+      title,
+      f"{score['mean']:.2%}",
+      f"{score['low']:.2%} to {score['high']:.2%}",
+    ]
     if published:
       row.append(f"{published[name]:.2%}" if name in published else "")
     table.add_row(*row)

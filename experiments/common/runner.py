@@ -16,7 +16,12 @@ from bdjax.errors import UserError
 from experiments.common import figures, results, scores
 from experiments.common.config import Config, fields_of, identity, resolve
 from experiments.common.program import Program, build
-from experiments.common.rundir import disk_errors, open_run, read_json, write_json
+from experiments.common.rundir import (
+  disk_errors,
+  open_run,
+  read_json,
+  write_json,
+)
 from experiments.common.train import Stopped, train
 
 Report = Callable[[str], None]
@@ -49,7 +54,12 @@ def main(experiment: str, summary: str) -> None:
     kind = next(t for t in define if t.__name__ in str(field.type))
     if field.type is bool:
       kind = bool
-    define[kind](field.name, field.default, field.metadata["help"])
+    define[kind](
+      field.name,
+      field.default,
+      field.metadata["help"],
+      module_name=sys.argv[0],  # for --help to show it
+    )
   sys.modules["__main__"].__doc__ = summary
 
   def start(argv):
@@ -104,7 +114,7 @@ def run(
     return None
   if config.seeds == 1:
     with open_run(config) as directory:
-      out = _member(program, splits, config, directory, report)
+      out = _member(program, splits, config, config, directory, report)
   else:
     out = _group(program, config, report)
   if show:
@@ -125,6 +135,8 @@ def _load(config: Config, seed: int, report: Report) -> Splits:
 
 def _group(program: Program, config: Config, report: Report) -> dict[str, Any]:
   """Repeats a run with consecutive seeds, each in `seed-N/`."""
+  if _wants_benchmark(config):  # before the members, which then find theirs
+    _benchmark(config, config, report)
   with open_run(config) as directory:
     members = []
     for seed in range(config.seed, config.seed + config.seeds):
@@ -138,7 +150,7 @@ def _group(program: Program, config: Config, report: Report) -> dict[str, Any]:
       )
       with open_run(one) as place:
         splits = _load(one, seed, report)
-        members.append(_member(program, splits, one, place, report))
+        members.append(_member(program, splits, one, config, place, report))
     out = members[0] | results.combine(members)
     out["config"] = identity(config)
     out["seeds"] = [m["seeds"][0] for m in members]
@@ -154,10 +166,15 @@ def _member(
   program: Program,
   splits: Splits,
   config: Config,
+  whole: Config,
   directory: pathlib.Path,
   report: Report,
 ) -> dict[str, Any]:
-  """One run with one seed: train, evaluate, draw, write."""
+  """One run with one seed: train, evaluate, draw, write.
+
+  `whole` is the configuration of the group, or of this run if it is alone:
+  its `runs_dir` is where the benchmark lies.
+  """
   finished = read_json(directory / "results.json")
   if finished is not None:
     report(f"{directory} is finished (--overwrite starts over)")
@@ -169,8 +186,8 @@ def _member(
   seconds = trained.seconds | {"evaluate": time.perf_counter() - begin}
   measured = dict(evaluation.measured)
   out = {"config": identity(config), "reported": results.reported(config)}
-  benchmark = _benchmark(config, report)
-  if benchmark is not None:
+  if _wants_benchmark(config):
+    benchmark = _benchmark(config, whole, report)
     measured["benchmark_accuracy"] = benchmark
     gap = metrics.difference(measured["clean_accuracy"], benchmark)
     out["difference"] = gap._asdict()
@@ -195,24 +212,27 @@ def _member(
   return out
 
 
-def _benchmark(config: Config, report: Report) -> metrics.Score | None:
-  """Clean accuracy of the same model, data and training without an attack."""
-  if config.experiment == "clean" or config.benchmark == "none":
-    return None
-  clean = Config(experiment="clean")
+def _wants_benchmark(config: Config) -> bool:
+  return config.experiment != "clean" and config.benchmark != "none"
+
+
+def _benchmark(config: Config, whole: Config, report: Report) -> metrics.Score:
+  """Clean accuracy of the same model, data and training without an attack.
+
+  It is the result of a finished run of `experiments.clean`, alone or in a
+  group, or of one that is made now.
+  """
   names = {f.name for f in fields_of("clean")}
   names -= {"run_name", "overwrite", "dry_run"}
-  clean = dataclasses.replace(clean, **{n: getattr(config, n) for n in names})
-  clean = resolve(clean)
-  runs = pathlib.Path(config.runs_dir)
-  wanted = identity(clean)
-  for path in sorted(runs.glob("*/results.json")) + sorted(
-    runs.glob("*/*/results.json")
-  ):
-    found = read_json(path)
-    if found.get("config") == wanted:
-      report(f"benchmark accuracy from {path.parent}")
-      return metrics.Score(**found["measured"]["clean_accuracy"])
+  clean = Config("clean", **{name: getattr(config, name) for name in names})
+  clean = resolve(dataclasses.replace(clean, runs_dir=whole.runs_dir))
+  runs, wanted = clean.directory.parent, identity(clean)
+  for pattern in ("*/results.json", "*/*/results.json"):
+    for path in sorted(runs.glob(pattern)):
+      found = read_json(path)
+      if found["config"] == wanted:
+        report(f"benchmark accuracy from {path.parent}")
+        return metrics.Score(**found["measured"]["clean_accuracy"])
   if config.benchmark == "reuse":
     raise UserError(
       f"no finished run of experiments.clean in {runs} has these flags: train "
@@ -249,7 +269,9 @@ def _print_plan(program: Program, splits: Splits) -> None:
     f"steps: {program.total_steps:,} ({program.steps} a call, "
     f"{program.calls} calls an epoch)"
   )
-  print(f"estimated memory: {_estimated_bytes(program, splits) / 2**20:,.0f} MiB")
+  print(
+    f"estimated memory: {_estimated_bytes(program, splits) / 2**20:,.0f} MiB"
+  )
 
 
 def _estimated_bytes(program: Program, splits: Splits) -> int:

@@ -43,9 +43,7 @@ def test_corners_fill_the_box_and_stay_inside():
   box = jnp.array([2, 5, 6, 9])
   keys = jax.random.split(jax.random.key(0), 500)
   corners = jax.vmap(lambda k: triggers.draw_corner(k, box, 3))(keys)
-  assert set(map(tuple, corners.tolist())) == {
-    (2, 5), (2, 6), (3, 5), (3, 6)
-  }
+  assert set(map(tuple, corners.tolist())) == {(2, 5), (2, 6), (3, 5), (3, 6)}
 
 
 def test_grid_of_ten_has_two_rows_of_five():

@@ -28,15 +28,15 @@ echo "$@" >> "{folder}/calls"
 
 
 def _idx(array):
-  shape = b''.join(size.to_bytes(4, 'big') for size in array.shape)
+  shape = b"".join(size.to_bytes(4, "big") for size in array.shape)
   return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
 
 
 def _tarball(members):
   file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode='w:gz') as archive:
+  with tarfile.open(fileobj=file, mode="w:gz") as archive:
     for name, data in members.items():
-      header = tarfile.TarInfo(f'package/{name}')
+      header = tarfile.TarInfo(f"package/{name}")
       header.size = len(data)
       archive.addfile(header, io.BytesIO(data))
   return file.getvalue()
@@ -44,7 +44,7 @@ def _tarball(members):
 
 def _sprite(images):
   file = io.BytesIO()
-  Image.fromarray(images.reshape(len(images), 1024, 3)).save(file, 'PNG')
+  Image.fromarray(images.reshape(len(images), 1024, 3)).save(file, "PNG")
   return file.getvalue()
 
 
@@ -56,33 +56,34 @@ def _mnist_members(arrays):
 def _cifar10_members(arrays):
   batches = np.array_split(arrays.x_train, 5)
   return {
-    **{f'data_batch_{i + 1}.png': _sprite(b) for i, b in enumerate(batches)},
-    'test_batch.png': _sprite(arrays.x_test),
-    'train_lables.json': json.dumps(arrays.y_train.tolist()).encode(),
-    'test_lables.json': json.dumps(arrays.y_test.tolist()).encode(),
+    **{f"data_batch_{i + 1}.png": _sprite(b) for i, b in enumerate(batches)},
+    "test_batch.png": _sprite(arrays.x_test),
+    "train_lables.json": json.dumps(arrays.y_train.tolist()).encode(),
+    "test_lables.json": json.dumps(arrays.y_test.tolist()).encode(),
   }
 
 
 _MEMBERS = {
-  'mnist': _mnist_members,
-  'fashion_mnist': _mnist_members,
-  'cifar10': _cifar10_members,
+  "mnist": _mnist_members,
+  "fashion_mnist": _mnist_members,
+  "cifar10": _cifar10_members,
 }
 
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path, monkeypatch):
   """No folder of the user's, no npm, no network."""
-  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
-  monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
-  monkeypatch.setattr(fetching, 'answers', lambda host, port: False)
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+  monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+  monkeypatch.setattr(fetching, "answers", lambda host, port: False)
 
 
 @pytest.fixture
 def small(monkeypatch):
   """Makes a known dataset small: returns its arrays, members and tarball."""
+
   def shrink(name):
     random = np.random.default_rng(len(name))
     shape = SPECS[name].shape
@@ -96,40 +97,48 @@ def small(monkeypatch):
     tarball = _tarball(members)
     digest = base64.b64encode(hashlib.sha512(tarball).digest()).decode()
     package = SPECS[name].package and Package(
-      SPECS[name].package.name, '9.9.9', f'sha512-{digest}', 1
+      SPECS[name].package.name, "9.9.9", f"sha512-{digest}", 1
     )
-    monkeypatch.setitem(SPECS, name, SPECS[name]._replace(
-      sha256=digests(arrays), package=package, megabytes=0
-    ))
+    monkeypatch.setitem(
+      SPECS,
+      name,
+      SPECS[name]._replace(
+        sha256=digests(arrays), package=package, megabytes=0
+      ),
+    )
     return arrays, members, tarball
+
   return shrink
 
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
   """Puts a fake npm on PATH; returns how often it has been called."""
-  folder = tmp_path / 'bin'
+  folder = tmp_path / "bin"
 
-  def install(tarball=b'', body='/bin/cp {folder}/tarball packed.tgz'):
+  def install(tarball=b"", body="/bin/cp {folder}/tarball packed.tgz"):
     folder.mkdir(exist_ok=True)
-    (folder / 'tarball').write_bytes(tarball)
-    script = folder / 'npm'
-    script.write_text(_NPM.format(
-      folder=folder, body=body.format(folder=folder)
-    ))
+    (folder / "tarball").write_bytes(tarball)
+    script = folder / "npm"
+    script.write_text(
+      _NPM.format(folder=folder, body=body.format(folder=folder))
+    )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    calls = folder / 'calls'
+    calls = folder / "calls"
     return lambda: calls.read_text().splitlines() if calls.exists() else []
+
   return install
 
 
 @pytest.fixture
 def fails():
   """Calls a function that must raise a UserError of one line; returns it."""
+
   def call(function, *args, **kwargs):
     with pytest.raises(UserError) as caught:
       function(*args, **kwargs)
     line = str(caught.value)
-    assert line and '\n' not in line
+    assert line and "\n" not in line
     return line
+
   return call

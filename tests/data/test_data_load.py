@@ -14,12 +14,13 @@ from bdjax.data.specs import SPECS
 @pytest.fixture
 def numbered(tmp_path):
   """An .npz file whose every image holds its own number."""
-  path = tmp_path / 'numbered.npz'
+  path = tmp_path / "numbered.npz"
   numbers = np.arange(200, dtype=np.uint8)
   images = np.broadcast_to(numbers[:, None, None, None], (200, 8, 8, 1))
   labels = np.repeat([0, 1], [40, 160])
-  np.savez(path, x_train=images, y_train=labels, x_test=images[:3],
-           y_test=labels[:3])
+  np.savez(
+    path, x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3]
+  )
   return str(path)
 
 
@@ -28,7 +29,7 @@ def numbers(dataset):
 
 
 def test_digits_shapes_types_and_source():
-  splits = load('digits')
+  splits = load("digits")
   assert splits.train.images.shape == (1366, 8, 8, 1)
   assert splits.defender.images.shape == (72, 8, 8, 1)
   assert splits.test.images.shape == (359, 8, 8, 1)
@@ -36,21 +37,37 @@ def test_digits_shapes_types_and_source():
     assert part.images.dtype == np.uint8
     assert part.labels.dtype == np.int32
   info = splits.info
-  assert (info.name, info.num_classes, info.source) == ('digits', 10, 'builtin')
-  assert info.class_names == tuple('0123456789')
-  assert info.sha256 == SPECS['digits'].sha256
+  assert (info.name, info.num_classes, info.source) == ("digits", 10, "builtin")
+  assert info.class_names == tuple("0123456789")
+  assert info.sha256 == SPECS["digits"].sha256
 
 
 def test_digits_values_are_scaled_from_16_to_255():
-  values = np.unique(load('digits').train.images)
+  values = np.unique(load("digits").train.images)
   # Halves go up: 8 * 255 / 16 = 127.5.
   assert values.tolist() == [
-    0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255
+    0,
+    16,
+    32,
+    48,
+    64,
+    80,
+    96,
+    112,
+    128,
+    143,
+    159,
+    175,
+    191,
+    207,
+    223,
+    239,
+    255,
   ]
 
 
 def test_digits_test_set_is_stratified_and_the_same_for_every_seed():
-  first, second = load('digits', seed=0), load('digits', seed=1)
+  first, second = load("digits", seed=0), load("digits", seed=1)
   np.testing.assert_array_equal(first.test.images, second.test.images)
   assert np.ptp(np.bincount(first.test.labels)) <= 2
 
@@ -60,7 +77,7 @@ def test_digits_needs_no_tensorflow_datasets():
     'import sys, bdjax.data; bdjax.data.load("digits"); '
     'sys.exit("tensorflow_datasets" in sys.modules)'
   )
-  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_defender_is_disjoint_stratified_and_complete(numbered):
@@ -106,24 +123,27 @@ def test_a_fraction_of_less_than_one_image_is_one_image(numbered):
   assert len(splits.defender.labels) == 1
 
 
-@pytest.mark.parametrize('fraction', [-0.1, 1.0, float('nan'), 0.999])
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan"), 0.999])
 def test_bad_fraction(numbered, fails, fraction):
   line = fails(load, numbered, defender_fraction=fraction)
-  assert 'defender_fraction' in line
+  assert "defender_fraction" in line
 
 
-@pytest.mark.parametrize('seed', [-1, 2**32])
+@pytest.mark.parametrize("seed", [-1, 2**32])
 def test_bad_seed(fails, seed):
-  assert 'seed' in fails(load, 'digits', seed=seed)
+  assert "seed" in fails(load, "digits", seed=seed)
 
 
-@pytest.mark.parametrize('count, expected', [
-  (4, [1, 3]),  # shares 1 and 3
-  (2, [1, 1]),  # shares 0.5 and 1.5: the first of equal remainders is raised
-  (3, [1, 2]),  # shares 0.75 and 2.25
-  (0, [0, 0]),
-  (40, [10, 30]),
-])
+@pytest.mark.parametrize(
+  "count, expected",
+  [
+    (4, [1, 3]),  # shares 1 and 3
+    (2, [1, 1]),  # shares 0.5 and 1.5: the first of equal remainders is raised
+    (3, [1, 2]),  # shares 0.75 and 2.25
+    (0, [0, 0]),
+    (40, [10, 30]),
+  ],
+)
 def test_stratified_by_hand(count, expected):
   labels = np.repeat([0, 1], [10, 30])
   drawn = stratified(labels, count, seed=0)
@@ -154,18 +174,25 @@ def test_channel_statistics_over_several_chunks():
 
 
 def test_unknown_name_tells_the_nearest(fails):
-  assert 'did you mean cifar10' in fails(load, 'cifr10')
-  assert 'did you mean fashion_mnist' in fails(load, 'Fashion-MNIST')
-  line = fails(load, 'svhn')
-  assert 'did you mean' not in line
+  assert "did you mean cifar10" in fails(load, "cifr10")
+  assert "did you mean fashion_mnist" in fails(load, "Fashion-MNIST")
+  line = fails(load, "svhn")
+  assert "did you mean" not in line
   assert all(name in line for name in NAMES)
 
 
-@pytest.mark.parametrize('name, source', [
-  ('mnist', 'builtin'), ('digits', 'npm'), ('cifar10', 'idx'),
-  ('fashion_mnist', 'npm'), ('digits', 'nonsense'), ('x.npz', 'tfds'),
-])
+@pytest.mark.parametrize(
+  "name, source",
+  [
+    ("mnist", "builtin"),
+    ("digits", "npm"),
+    ("cifar10", "idx"),
+    ("fashion_mnist", "npm"),
+    ("digits", "nonsense"),
+    ("x.npz", "tfds"),
+  ],
+)
 def test_source_that_does_not_fit(fails, name, source):
   line = fails(load, name, source=source)
   assert repr(source) in line
-  assert 'auto' in line
+  assert "auto" in line

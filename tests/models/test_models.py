@@ -86,7 +86,10 @@ def test_vmap_over_parameters_equals_a_loop():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
   model = models.get(
-    "resnet18", image_shape=(8, 8, 3), num_classes=3, width=4,
+    "resnet18",
+    image_shape=(8, 8, 3),
+    num_classes=3,
+    width=4,
     precision="bfloat16",
   )
   images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))

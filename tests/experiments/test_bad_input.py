@@ -1,0 +1,110 @@
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from bdjax.errors import UserError
+from experiments.common import run
+from experiments.common.config import resolve
+from experiments.common.train import _device_memory
+
+CASES = [
+  ("ban", {"dataset": "cifar"}, "did you mean cifar10"),
+  ("ban", {"model": "resnet"}, "did you mean resnet18"),
+  ("ban", {"trigger_size": 9}, "does not fit into images of 8x8"),
+  ("ban", {"target_labels": "all"}, "take trigger_size up to 1"),
+  ("ban", {"target_labels": "10"}, "the labels are 0 to 9"),
+  ("ban", {"target_labels": "-1"}, "the labels are 0 to 9"),
+  ("ban", {"target_labels": "one"}, "take all, or numbers"),
+  ("cban", {"target_labels": "1,1"}, "names a label twice"),
+  ("ban", {"poison_rate": 1.5}, "poison_rate=1.5 is out of range"),
+  ("ban", {"poison_rate": float("nan")}, "poison_rate=nan is out of range"),
+  ("ban", {"batch_size": 4096}, "larger than the training set"),
+  ("ban", {"batch_size": 30}, "over 4 devices; take 28"),
+  ("ban", {"epochs": 0}, "epochs=0 is out of range: take 1 or more"),
+  ("ban", {"learning_rate": 0.0}, "take a positive number"),
+  ("ban", {"schedule": "cosin"}, "did you mean cosine"),
+  ("ban", {"width": 5}, "multiple of 4"),
+  ("ban", {"run_name": "a/b"}, "without slashes"),
+  ("ban", {"locations": "here"}, "TOP:LEFT with commas"),
+  ("ban", {"locations": "0:0,1:1"}, "names 2 places for 1 target"),
+  ("ban", {"locations": "7:0"}, "location 7:0 leaves no room"),
+  ("ban", {"target_labels": "0,1", "locations": "anywhere"}, "by the place"),
+  (
+    "random_backdoor",
+    {"target_labels": "0,1", "locations": "2:2"},
+    "by the place",
+  ),
+  ("clean", {"defender_fraction": -0.1}, "defender_fraction=-0.1 is out"),
+  ("clean", {"dataset": "none.npz"}, "none.npz"),
+]
+
+
+@pytest.mark.parametrize("experiment, kwargs, words", CASES)
+def test_one_line_and_nothing_written(tiny, experiment, kwargs, words):
+  config = tiny(experiment, **kwargs)
+  with pytest.raises(UserError, match=words) as error:
+    run(config)
+  assert "\n" not in str(error.value)
+  assert not pathlib.Path(config.runs_dir).exists()
+
+
+def test_a_run_of_another_configuration_is_left_alone(tiny):
+  before = run(tiny("clean"))
+  with pytest.raises(UserError, match="epochs 2 there, 3 here.*--run_name"):
+    run(tiny("clean", epochs=3))
+  path = resolve(tiny("clean")).directory / "results.json"
+  assert json.loads(path.read_text()) == before
+
+
+def test_a_damaged_config_is_said(tiny):
+  run(tiny("clean"))
+  (resolve(tiny("clean")).directory / "config.json").write_text("{")
+  with pytest.raises(UserError, match="config.json is damaged"):
+    run(tiny("clean"))
+
+
+def test_a_checkpoint_of_another_model(tiny):
+  run(tiny("clean"))
+  directory = resolve(tiny("clean")).directory
+  wide = resolve(tiny("clean", width=8))
+  config = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(config | {"width": 8}))
+  (directory / "results.json").unlink()
+  with pytest.raises(UserError, match="another model or configuration"):
+    run(wide)
+
+
+def test_runs_dir_is_a_file(tiny, tmp_path):
+  path = tmp_path / "occupied"
+  path.write_text("")
+  with pytest.raises(UserError, match="cannot write to .*another --runs_dir"):
+    run(tiny("clean", runs_dir=str(path)))
+
+
+def test_no_benchmark_to_reuse(tiny):
+  with pytest.raises(UserError, match="no finished run of experiments.clean"):
+    run(tiny("ban", benchmark="reuse"))
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny):
+  config = tiny("clean", learning_rate=1e4, epochs=40, checkpoint_seconds=0.0)
+  with pytest.raises(
+    UserError, match=r"the loss is (nan|inf) at step \d+.*try"
+  ):
+    run(config)
+  directory = resolve(config).directory
+  for line in (directory / "metrics.jsonl").read_text().splitlines():
+    assert np.isfinite(json.loads(line)["loss"])
+  assert not (directory / "results.json").exists()
+
+
+def test_no_device_memory_names_a_batch_size_to_try():
+  with pytest.raises(UserError, match="try --batch_size=64"):
+    with _device_memory(128):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    with _device_memory(128):
+      raise jax.errors.JaxRuntimeError("INTERNAL: other")

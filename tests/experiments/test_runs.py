@@ -1,0 +1,158 @@
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.common import run
+from experiments.common.config import resolve
+
+SCORES = {"clean_accuracy", "attack_success_rate", "robust_accuracy"}
+FIGURES = {
+  "examples.png",
+  "regions.png",
+  "source_target_matrix.png",
+  "training_curves.png",
+  "triggers.png",
+}
+
+
+@pytest.mark.parametrize(
+  "experiment, kwargs, targets",
+  [
+    ("random_backdoor", {}, 1),
+    ("random_backdoor", {"target_labels": "0,3,5,7", "seed": 3}, 4),
+    ("ban", {}, 1),
+    ("ban", {"target_labels": "2,1", "locations": "0:0,5:5"}, 2),
+    ("cban", {}, 10),
+    ("cban", {"target_labels": "4,6", "diversity": 0.0}, 2),
+  ],
+)
+def test_an_attack_leaves_everything_behind(tiny, experiment, kwargs, targets):
+  config = tiny(experiment, **kwargs)
+  out = run(config)
+  directory = resolve(config).directory
+  stored = json.loads((directory / "results.json").read_text())
+  assert stored == out
+  assert set(out["measured"]) == SCORES
+  for score in out["measured"].values():
+    assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+  details = out["details"]
+  assert len(details["attack_success_rate_per_target"]) == targets
+  assert len(details["attack_success_rate_per_draw"]) == 2
+  assert out["data"]["source"] == "builtin" and len(out["data"]["sha256"]) == 4
+  assert set(out["seconds"]) == {"compile", "train", "evaluate"}
+  assert out["steps"] == 10 and out["peak_memory_bytes"]["host"] > 2**20
+  records = [
+    json.loads(line)
+    for line in (directory / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert [r["step"] for r in records] == [5, 10]
+  assert all(0 <= r["asr"] <= 1 for r in records)
+  assert {p.name for p in (directory / "figures").iterdir()} == FIGURES
+  for path in (directory / "figures").iterdir():
+    with Image.open(path) as image:
+      image.load()
+      assert min(image.size) > 100
+  assert (directory / "checkpoints" / "10").is_dir()
+
+
+def test_clean_and_a_finished_run_is_not_repeated(tiny):
+  lines = []
+  out = run(tiny("clean"))
+  assert set(out["measured"]) == {"clean_accuracy"}
+  again = run(tiny("clean"), lines.append)
+  assert again == out
+  assert "is finished" in lines[0]
+  fresh = run(tiny("clean", overwrite=True), lines.append)
+  assert fresh["measured"] == out["measured"]
+  assert fresh["seconds"] != out["seconds"]
+
+
+def test_the_benchmark_is_trained_once_and_found_again(tiny):
+  lines = []
+  first = run(tiny("ban", benchmark="auto"), lines.append)
+  assert any("training the clean benchmark" in line for line in lines)
+  clean = run(tiny("clean"))
+  benchmark = first["measured"]["benchmark_accuracy"]
+  assert benchmark == clean["measured"]["clean_accuracy"]
+  gap = first["measured"]["clean_accuracy"]["mean"] - benchmark["mean"]
+  assert first["difference"]["mean"] == pytest.approx(gap)
+  lines.clear()
+  second = run(tiny("random_backdoor", benchmark="reuse"), lines.append)
+  assert second["measured"]["benchmark_accuracy"] == benchmark
+  assert not any("training" in line for line in lines)
+
+
+def test_a_benchmark_of_other_flags_is_not_taken(tiny):
+  run(tiny("clean", epochs=1))
+  out = run(tiny("ban", benchmark="auto"))
+  runs = pathlib.Path(tiny("ban").runs_dir)
+  other = json.loads((runs / "clean-digits-2" / "results.json").read_text())
+  assert other["config"]["epochs"] == 2
+  want = other["measured"]["clean_accuracy"]
+  assert out["measured"]["benchmark_accuracy"] == want
+
+
+def test_a_group_is_its_members_and_they_are_runs_made_alone(tiny):
+  group = run(tiny("random_backdoor", seeds=2, seed=4))
+  directory = resolve(tiny("random_backdoor")).directory
+  alone = run(tiny("random_backdoor", seed=5, run_name="alone"))
+  member = json.loads((directory / "seed-5" / "results.json").read_text())
+  assert member["measured"] == alone["measured"]
+  assert member["details"] == alone["details"]
+  other = json.loads((directory / "seed-4" / "results.json").read_text())
+  assert other["measured"] != member["measured"]
+  score = group["measured"]["clean_accuracy"]
+  means = [m["measured"]["clean_accuracy"]["mean"] for m in (other, member)]
+  assert score["mean"] == pytest.approx(np.mean(means))
+  assert (score["n"], score["over"]) == (2, "seeds")
+  assert group["seeds"] == [4, 5]
+
+
+def test_a_group_has_its_benchmark_beside_it(tiny):
+  out = run(tiny("ban", seeds=2, benchmark="auto"))
+  clean = run(tiny("clean", seeds=2))
+  benchmark = out["measured"]["benchmark_accuracy"]
+  assert benchmark == clean["measured"]["clean_accuracy"]
+  assert out["difference"]["n"] == 2
+  runs = pathlib.Path(tiny("ban").runs_dir)
+  assert {p.name for p in runs.iterdir()} == {"ban-digits", "clean-digits"}
+
+
+def test_the_users_own_data(tiny, tmp_path):
+  rng = np.random.default_rng(0)
+  labels = np.arange(120) % 3
+  images = rng.integers(0, 100, (120, 10, 12, 3), dtype=np.uint8)
+  images[labels == 1, :5] += 100
+  images[labels == 2, 5:] += 100
+  path = tmp_path / "mine.npz"
+  np.savez(
+    path,
+    x_train=images[:90],
+    y_train=labels[:90],
+    x_test=images[90:],
+    y_test=labels[90:],
+  )
+  out = run(
+    tiny(
+      "ban",
+      dataset=str(path),
+      model="cnn",
+      batch_size=16,
+      epochs=12,
+      trigger_size=3,
+    )
+  )
+  assert out["data"]["source"] == "file" and out["data"]["name"] == "mine"
+  assert out["measured"]["clean_accuracy"]["mean"] > 0.8
+
+
+def test_dry_run_says_everything_and_does_nothing(tiny, capsys):
+  config = tiny("ban", dry_run=True)
+  assert run(config) is None
+  text = capsys.readouterr().out
+  for line in ("epochs: 2", "parameters: ", "steps: 10 ", "estimated memory: "):
+    assert line in text
+  assert not pathlib.Path(config.runs_dir).exists()

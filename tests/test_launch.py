@@ -1,0 +1,307 @@
+"""launch.sh as a user runs it: real environments, real installs, no network.
+
+The script stands in a small tree, beside a requirements file that is answered
+by wheels made here, so that an install takes a second and needs no index. What
+it says and chooses before it sets anything up: test_launch_choices.py.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+HELLO = '''"""Greets, and says what it was given."""
+import os, signal, sys, time
+import greeting
+
+if __name__ == "__main__":
+  print("hello", greeting.VERSION, *sys.argv[1:])
+  print("platforms", os.environ.get("JAX_PLATFORMS"))
+  if "--wait" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    print("waiting", flush=True)
+    time.sleep(60)
+  with open("left_here", "w") as file:
+    file.write("done")
+  sys.exit(3 if "--fail" in sys.argv else 0)
+'''
+PYPROJECT = """[project.optional-dependencies]
+cuda = ["greeting-cuda"]
+tpu = []
+dev = ["pytest"]
+"""
+
+
+def _wheel(folder, name, version, **modules):
+  """Writes a wheel of one-file modules, and returns its path."""
+  info = f"{name}-{version}.dist-info"
+  files = {f"{module}.py": text for module, text in modules.items()}
+  files[f"{info}/METADATA"] = (
+    f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+  )
+  files[f"{info}/WHEEL"] = (
+    "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+  )
+  files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in files)
+  path = folder / f"{name}-{version}-py3-none-any.whl"
+  with zipfile.ZipFile(path, "w") as wheel:
+    for name, text in files.items():
+      wheel.writestr(name, text)
+  return path
+
+
+def _require(tree, version):
+  (tree / "requirements.txt").write_text(
+    f"--no-index\n--find-links wheels\ngreeting=={version}\n"
+  )
+
+
+def _make_tree(root):
+  tree = root / "a tree"  # With a space, as in some home directories.
+  for folder in ("experiments", "wheels", "bin"):
+    (tree / folder).mkdir(parents=True)
+  shutil.copy(REPOSITORY / "launch.sh", tree)
+  (tree / "pyproject.toml").write_text(PYPROJECT)
+  (tree / "experiments" / "__init__.py").touch()
+  (tree / "experiments" / "hello.py").write_text(HELLO)
+  for version in ("1.0", "2.0"):
+    _wheel(
+      tree / "wheels", "greeting", version, greeting=f"VERSION = {version}\n"
+    )
+  _wheel(tree / "wheels", "greeting_cuda", "1.0", greeting_cuda="")
+  # A stand-in: the real one would come from an index.
+  runner = 'import os, sys\nprint("tests", os.getcwd(), *sys.argv[1:])\n'
+  _wheel(tree / "wheels", "pytest", "1.0", pytest=runner)
+  _require(tree, "1.0")
+  _nvidia_smi(tree / "bin", None)
+  return tree
+
+
+def _nvidia_smi(folder, answer):
+  """Puts an nvidia-smi before the machine's own; None is one without a GPU."""
+  folder.mkdir(exist_ok=True)
+  script = folder / "nvidia-smi"
+  text = "exit 9" if answer is None else f"printf '{answer}\\n'"
+  script.write_text(f"#!/bin/sh\n{text}\n")
+  script.chmod(0o755)
+
+
+def _environment(tree):
+  return {
+    "HOME": os.environ.get("HOME", "/"),
+    "PATH": f"{tree / 'bin'}:{os.environ['PATH']}",
+    "PYTHON": sys.executable,
+  }
+
+
+def _launch(tree, *arguments, cwd=None, script=None):
+  return subprocess.run(
+    [script or tree / "launch.sh", *arguments],
+    cwd=cwd or tree,
+    env=_environment(tree),
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+  )
+
+
+def _start(tree, *arguments):
+  """Starts launch.sh without waiting for its end."""
+  return subprocess.Popen(
+    [tree / "launch.sh", *arguments],
+    cwd=tree,
+    env=_environment(tree),
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _on_a_tpu():
+  """Whether launch.sh finds a TPU, which nothing here can hide from it."""
+  result = subprocess.run(
+    [REPOSITORY / "launch.sh", "setup", "--print"],
+    capture_output=True,
+    text=True,
+  )
+  return "accelerator  tpu" in result.stdout
+
+
+pytestmark = pytest.mark.skipif(_on_a_tpu(), reason="expects no TPU")
+
+
+def _site_packages(tree):
+  (folder,) = (tree / ".venv" / "lib").glob("python*/site-packages")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def first_launches(tmp_path_factory):
+  """A tree that two launches have set up at the same time, and their outputs.
+
+  Not for use by a test that changes the tree: see `tree`.
+  """
+  tree = _make_tree(tmp_path_factory.mktemp("launch"))
+  with _start(tree, "hello", "--a") as one, _start(tree, "hello", "--b") as two:
+    outputs = [process.communicate() for process in (one, two)]
+    codes = [process.returncode for process in (one, two)]
+  return tree, outputs, codes
+
+
+@pytest.fixture
+def tree(first_launches, tmp_path):
+  """A copy of the tree, set up, that a test may change."""
+  return shutil.copytree(first_launches[0], tmp_path / "copy", symlinks=True)
+
+
+# --- setting up ---
+
+
+def test_two_first_launches_at_once_share_one_install(first_launches):
+  _, outputs, codes = first_launches
+  assert codes == [0, 0], outputs
+  for flag, (out, _) in zip(("--a", "--b"), outputs, strict=True):
+    assert out.startswith(f"hello 1.0 {flag}\n")
+  messages = "".join(err for _, err in outputs)
+  assert messages.count("making .venv") == 1
+  assert messages.count("installing the packages") == 1
+
+
+def test_a_second_launch_installs_nothing(tree):
+  result = _launch(tree, "hello", "--flag=with space")
+  assert result.returncode == 0
+  assert result.stdout.startswith("hello 1.0 --flag=with space\n")
+  assert result.stderr == ""
+
+
+def test_changed_requirements_are_installed(tree):
+  _require(tree, "2.0")
+  result = _launch(tree, "hello")
+  assert result.stdout.startswith("hello 2.0\n")
+  assert "installing the packages" in result.stderr
+  assert "making .venv" not in result.stderr
+  assert _launch(tree, "hello").stderr == ""
+
+
+def test_an_install_that_fails_shows_why_and_can_be_tried_again(tree):
+  _require(tree, "9.9")
+  result = _launch(tree, "hello")
+  assert result.returncode == 1
+  assert result.stdout == ""
+  assert "No matching distribution found for greeting==9.9" in result.stderr
+  assert "pip could not install the packages" in result.stderr
+  _require(tree, "2.0")
+  result = _launch(tree, "hello")
+  assert result.stdout.startswith("hello 2.0\n")
+  assert "making .venv" not in result.stderr
+
+
+def test_a_launch_that_was_killed_is_made_good(tmp_path):
+  tree = _make_tree(tmp_path)
+  with _start(tree, "hello") as process:
+    while not (tree / ".venv" / "pyvenv.cfg").exists():
+      assert process.poll() is None
+      time.sleep(0.01)
+    # The shell alone: its child works on, and must be waited for.
+    process.kill()
+  assert not (tree / "left_here").exists()
+  result = _launch(tree, "hello")
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.startswith("hello 1.0\n")
+  assert "waiting for another" in result.stderr
+
+
+def test_half_a_package_is_not_trusted(tree):
+  # What pip leaves when it dies: the record stands, the module does not.
+  (tree / ".venv" / "launch.stamp").write_text("unfinished\n")
+  (_site_packages(tree) / "greeting.py").unlink()
+  result = _launch(tree, "hello")
+  assert result.stdout.startswith("hello 1.0\n")
+  assert "making .venv" in result.stderr
+
+
+def test_an_environment_without_its_python_is_made_anew(tree):
+  for link in (tree / ".venv" / "bin").glob("python*"):
+    link.unlink()
+  (tree / ".venv" / "bin" / "python").symlink_to("/gone/python3")
+  result = _launch(tree, "hello")
+  assert result.stdout.startswith("hello 1.0\n")
+  assert "making .venv" in result.stderr
+
+
+def test_setup_only_sets_up(tree):
+  (tree / "left_here").unlink()
+  result = _launch(tree, "setup")
+  assert (result.returncode, result.stdout) == (0, "")
+  assert result.stderr == "launch.sh: ready\n"
+  assert not (tree / "left_here").exists()
+
+
+def test_the_extra_of_the_accelerator_is_added_and_stays(tree):
+  _nvidia_smi(tree / "bin", "580.65.06, 9.0")
+  assert "for cuda (NVIDIA driver 580" in _launch(tree, "hello").stderr
+  assert (_site_packages(tree) / "greeting_cuda.py").exists()
+  _nvidia_smi(tree / "bin", None)
+  assert _launch(tree, "hello").stderr == ""
+  result = _launch(tree, "--accelerator=cpu", "hello")
+  assert result.stderr == ""
+  assert "platforms cpu\n" in result.stdout
+
+
+def test_what_was_added_moves_on_with_the_requirements(tree):
+  assert _launch(tree, "--accelerator=cuda", "test").returncode == 0
+  _require(tree, "2.0")
+  assert "installing" in _launch(tree, "--accelerator=cpu", "hello").stderr
+  assert _launch(tree, "--accelerator=cuda", "test").stderr == ""
+
+
+def test_another_kind_of_accelerator_gets_a_new_environment(tree):
+  assert _launch(tree, "--accelerator=cuda", "setup").returncode == 0
+  assert "making .venv" in _launch(tree, "--accelerator=tpu", "setup").stderr
+  assert not (_site_packages(tree) / "greeting_cuda.py").exists()
+
+
+def test_the_tests_run_from_the_root_with_the_dev_extra(tree, tmp_path):
+  result = _launch(tree, "test", "-k", "a and b", cwd=tmp_path)
+  assert result.stdout == f"tests {tree} -k a and b\n"
+  assert _launch(tree, "hello").stderr == ""
+  assert _launch(tree, "test").stderr == ""
+
+
+# --- running ---
+
+
+def test_a_run_belongs_to_the_callers_directory(tree, tmp_path):
+  # Someone else's experiments/ is what `python -m` would find first.
+  (tmp_path / "experiments").mkdir()
+  (tmp_path / "experiments" / "__init__.py").touch()
+  link = tmp_path / "linked.sh"
+  link.symlink_to(tree / "launch.sh")
+  (tree / "left_here").unlink()
+  for script in (tree / "launch.sh", link):
+    result = _launch(tree, "hello", cwd=tmp_path, script=script)
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "left_here").unlink()
+  assert not (tree / "left_here").exists()
+
+
+def test_the_exit_code_is_the_experiments(tree):
+  assert _launch(tree, "hello", "--fail").returncode == 3
+
+
+def test_sigterm_reaches_the_experiment(tree):
+  with _start(tree, "hello", "--wait") as process:
+    for line in process.stdout:
+      if line == "waiting\n":
+        break
+    process.terminate()
+    process.wait()
+  assert process.returncode == 7

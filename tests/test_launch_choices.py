@@ -1,0 +1,176 @@
+"""launch.sh before it sets anything up: what it says, finds and refuses."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+TOOLS = "awk basename dirname grep paste readlink sed sh".split()
+
+
+def _script(path, text):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(f"#!/bin/sh\n{text}\n")
+  path.chmod(0o755)
+
+
+def _nvidia_smi(tools, answer):
+  """Puts an nvidia-smi before the machine's own; None is one without a GPU."""
+  text = "exit 9" if answer is None else f"printf '{answer}\\n'"
+  _script(tools / "nvidia-smi", text)
+
+
+def _launch(tree, *arguments, path=os.environ["PATH"], python=sys.executable):
+  return subprocess.run(
+    [tree / "launch.sh", *arguments],
+    env={"PATH": str(path), "PYTHON": python},
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture
+def tree(tmp_path):
+  """A tree that is not set up, with one experiment."""
+  tree = tmp_path / "tree"
+  (tree / "experiments").mkdir(parents=True)
+  for file in ("launch.sh", "requirements.txt", "pyproject.toml"):
+    shutil.copy(REPOSITORY / file, tree)
+  (tree / "experiments" / "__init__.py").touch()
+  (tree / "experiments" / "common.py").write_text('"""Shared flags."""\n')
+  (tree / "experiments" / "hello.py").write_text(
+    '"""Greets everybody.\n\nAnd says no more.\n"""\nNAME = """you"""\n'
+  )
+  (tree / "experiments" / "plain.py").write_text('"""Says nothing."""\n')
+  yield tree
+  assert not (tree / ".venv").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]])
+def test_alone_it_lists_the_experiments(tree, arguments):
+  result = _launch(tree, *arguments)
+  assert result.returncode == 0
+  assert result.stderr == ""
+  listed = result.stdout.partition("experiments:\n")[2].partition("\n\n")[0]
+  assert listed.splitlines() == [
+    "  hello              Greets everybody.",
+    "  plain              Says nothing.",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["helo"], "no experiment 'helo': use one of hello, plain (./launch.sh"),
+    (["common"], "no experiment 'common': use one of hello, plain"),
+    (["../hello"], "no experiment '../hello': use one of hello, plain"),
+    (["--accelerator=bogus", "hello"], "unknown accelerator 'bogus': use auto"),
+    (["--bogus", "hello"], "unknown option '--bogus': see ./launch.sh help"),
+    (["setup", "bogus"], "setup takes --print only"),
+  ],
+)
+def test_a_wrong_call_gets_one_line(tree, arguments, message):
+  result = _launch(tree, *arguments)
+  assert result.returncode == 2
+  assert result.stderr.startswith(f"launch.sh: {message}")
+  assert result.stderr.count("\n") == 1
+
+
+# --- which Python ---
+
+# Refuses what the version check asks, as an old Python does.
+OLD = "exit 1"
+# Debian's python3 without the package python3-venv.
+NO_VENV = "case $2 in *ensurepip*) exit 1 ;; esac"
+
+
+def _bare_path(folder, **pythons):
+  """A PATH of the tools that launch.sh calls, and of the Pythons given."""
+  folder.mkdir()
+  for tool in TOOLS:
+    (folder / tool).symlink_to(shutil.which(tool))
+  for name, text in pythons.items():
+    _script(folder / name, text)
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("pythons", "named", "message"),
+  [
+    ({}, "", "no Python 3.11 or newer found: install one"),
+    ({"python3": OLD}, "", "no Python 3.11 or newer found: install one"),
+    ({"python3": NO_VENV}, "", "python3 comes without venv: install it"),
+    ({}, "/gone", "PYTHON=/gone is not a Python 3.11 or newer: name one"),
+  ],
+)
+def test_without_a_python_it_says_what_to_do(
+  tree, tmp_path, pythons, named, message
+):
+  path = _bare_path(tmp_path / "bare", **pythons)
+  result = _launch(tree, "setup", "--print", path=path, python=named)
+  assert result.returncode == 1
+  assert result.stderr.startswith(f"launch.sh: {message}")
+  assert result.stderr.count("\n") == 1
+
+
+def test_a_newer_python_is_found_behind_an_old_one(tree, tmp_path):
+  newer = {"python3.12": f'exec {sys.executable} "$@"'}
+  path = _bare_path(tmp_path / "bare", python3=OLD, **newer)
+  result = _launch(tree, "setup", "--print", path=path, python="")
+  assert "(python3.12)" in result.stdout
+
+
+# --- which jax, of the repository's own requirements and extras ---
+
+
+def _installs(tree, tools, accelerator):
+  path = f"{tools}:{os.environ['PATH']}"
+  result = _launch(
+    tree, f"--accelerator={accelerator}", "setup", "--print", path=path
+  )
+  lines = (line.split(maxsplit=1) for line in result.stdout.splitlines())
+  return [what for kind, what in lines if kind == "install"]
+
+
+@pytest.mark.parametrize(
+  ("asked", "gpu", "extra"),
+  [
+    ("auto", "580.65.06, 9.0", ["jax[cuda13]"]),
+    ("auto", "570.124.04, 9.0", ["jax[cuda12]"]),
+    ("auto", "525.60.13, 8.0", ["jax[cuda12]"]),
+    ("auto", "470.182.03, 7.0", []),
+    ("auto", "580.65.06, 9.0\\n580.65.06, 7.0", ["jax[cuda12]"]),
+    ("cpu", "580.65.06, 9.0", []),
+    ("cuda", None, ["jax[cuda13]"]),
+    ("cuda", "550.54.14, 8.0", ["jax[cuda12]"]),
+    ("tpu", None, ["jax[tpu]"]),
+  ],
+)
+def test_the_accelerator_decides_the_jax(tree, tmp_path, asked, gpu, extra):
+  _nvidia_smi(tmp_path / "tools", gpu)
+  installs = _installs(tree, tmp_path / "tools", asked)
+  assert installs == ["requirements.txt", *extra]
+
+
+@pytest.mark.parametrize("answer", [None, "No devices were found"])
+def test_without_a_gpu_no_cuda_is_installed(tree, tmp_path, answer):
+  _nvidia_smi(tmp_path / "tools", answer)
+  installs = _installs(tree, tmp_path / "tools", "auto")
+  # A TPU, which nothing here can hide, adds its own.
+  assert installs in (["requirements.txt"], ["requirements.txt", "jax[tpu]"])
+
+
+def test_a_driver_too_old_for_any_cuda_is_named(tree, tmp_path):
+  _nvidia_smi(tmp_path / "tools", "470.182.03, 7.0")
+  path = f"{tmp_path / 'tools'}:{os.environ['PATH']}"
+  result = _launch(tree, "--accelerator=cuda", "hello", path=path)
+  assert result.returncode == 1
+  assert result.stderr == (
+    "launch.sh: NVIDIA driver 470.182.03 is too old for CUDA 12: update it to"
+    " 525 or newer, or use --accelerator=cpu\n"
+  )
