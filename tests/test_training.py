@@ -48,10 +48,10 @@ def _setup(name="cnn", devices=1, batch=16, rate=0.5):
 def _fit(call, carry, data, mesh, cut, epochs):
   images, labels = sharding.replicate(mesh, data)
   out = []
-  for at, carry, metrics in training.fit(
+  for at, latest, metrics in training.fit(
     call, carry, KEY, images, labels, steps=cut[0], calls=cut[1], epochs=epochs
   ):
-    out.append((at, jax.device_get(carry), jax.device_get(metrics)))
+    out.append((at, jax.device_get(latest), jax.device_get(metrics)))
   return out
 
 

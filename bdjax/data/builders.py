@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import pathlib
+import sys
 import tarfile
 import zlib
 
@@ -153,6 +154,8 @@ def prepare(
   Returns:
     The prepared directory, root/name/version.
   """
+  if not sys.stderr.isatty():  # bars are for people
+    tfds.disable_progress_bar()
   builder = BUILDERS[name](data_dir=root)
   builder.arrays = arrays
   builder.download_and_prepare(

@@ -1,46 +1,12 @@
 """The configuration of a run: every flag, its default and its meaning."""
 
 import dataclasses
-import difflib
 import pathlib
 from typing import Any
 
 from bdjax.data import NAMES
-from bdjax.errors import UserError
 from bdjax.models import MODELS
 
-# What is left to choose per dataset (None in `Config`). Chosen by measuring:
-# README, "How the defaults were chosen".
-_DIGITS = {
-  "model": "cnn",
-  "epochs": 100,
-  "batch_size": 32,
-  "learning_rate": 0.05,
-  "augment": "none",
-  "trigger_size": 3,
-}
-_MNIST = {
-  "model": "cnn",
-  "epochs": 16,
-  "batch_size": 128,
-  "learning_rate": 0.05,
-  "augment": "none",
-  "trigger_size": 5,
-}
-_CIFAR = {
-  "model": "resnet18",
-  "epochs": 20,
-  "batch_size": 128,
-  "learning_rate": 0.1,
-  "augment": "crop_flip",
-  "trigger_size": 5,
-}
-DATASET_DEFAULTS = {
-  "digits": _DIGITS,
-  "mnist": _MNIST,
-  "fashion_mnist": _MNIST,
-  "cifar10": _CIFAR,
-}
 ATTACKS = ("random_backdoor", "ban", "cban")
 
 
@@ -52,7 +18,7 @@ def _flag(default: Any, help_text: str, **meta: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One field a flag; None is filled in by `resolve`."""
+  """One field a flag; None is filled in by `defaults.resolve`."""
 
   experiment: str = "clean"
 
@@ -96,7 +62,11 @@ class Config:
   )
   schedule: str = _flag("onecycle", "onecycle, cosine or constant.")
   momentum: float = _flag(0.9, "Nesterov momentum.")
-  weight_decay: float = _flag(5e-4, "Of kernels, coupled, as in PyTorch's SGD.")
+  weight_decay: float | None = _flag(
+    None,
+    "Of kernels, coupled, as in PyTorch's SGD (default: digits and MNIST 1e-4, "
+    "else 5e-4).",
+  )
   label_smoothing: float = _flag(0.0, "Share of the label spread over all.")
   augment: str | None = _flag(
     None, "none or crop_flip (default: crop_flip for CIFAR-10 only)."
@@ -124,8 +94,8 @@ class Config:
   )
   poison_rate: float | None = _flag(
     None,
-    "Chance of an image to be triggered in a step (default: 0.3; ban "
-    "with one target 0.1).",
+    "Chance of an image to be triggered in a step (default: one target 0.2, "
+    "for ban 0.1; several 0.3).",
     attack=True,
   )
   backdoor_weight: float | None = _flag(
@@ -203,105 +173,3 @@ def identity(config: Config) -> dict[str, Any]:
     for f in dataclasses.fields(config)
     if not f.metadata.get("free")
   }
-
-
-def resolve(config: Config) -> Config:
-  """Fills in what depends on dataset and experiment, and checks ranges.
-
-  What can be known only with the data (classes, image size) is checked by
-  `experiments/common/program.py`.
-
-  Raises:
-    UserError: a value is unknown or out of range.
-  """
-  known = DATASET_DEFAULTS.get(config.dataset, _CIFAR | {"augment": "none"})
-  values = dict(known)
-  attacks = config.experiment in ATTACKS
-  if attacks:
-    targets = config.target_labels or (
-      "all" if config.experiment == "cban" else "0"
-    )
-    several = targets == "all" or "," in targets
-    regions = several and config.experiment != "cban"
-    generated = config.experiment == "ban" and not several
-    values |= {
-      "target_labels": targets,
-      "locations": "grid" if regions else "anywhere",
-      "poison_rate": 0.1 if generated else 0.3,
-      "backdoor_weight": 1.0,
-      "eval_draws": 5,
-      "benchmark": "auto",
-    }
-  if config.experiment in ("ban", "cban"):
-    values |= {
-      "noise_dim": 100,
-      "generator_width": 64,
-      "generator_learning_rate": 1e-3,
-      "diversity": 0.5,
-    }
-  if not attacks:
-    values.pop("trigger_size")
-  name = f"{config.experiment}-{pathlib.Path(config.dataset).stem}"
-  if attacks and config.experiment != "cban" and several:
-    name += "-multi"
-  values["run_name"] = name
-  chosen = {k: v for k, v in values.items() if getattr(config, k) is None}
-  config = dataclasses.replace(config, **chosen)
-  _check(config)
-  return config
-
-
-def _check(config: Config) -> None:
-  _choice(config, "model", tuple(MODELS))
-  _choice(config, "stem", ("cifar", "imagenet"))
-  _choice(config, "precision", ("auto", "float32", "bfloat16"))
-  _choice(config, "schedule", ("onecycle", "cosine", "constant"))
-  _choice(config, "augment", ("none", "crop_flip"))
-  _choice(config, "benchmark", ("auto", "reuse", "none", None))
-  for name in (
-    "epochs",
-    "batch_size",
-    "seeds",
-    "eval_draws",
-    "noise_dim",
-    "generator_width",
-    "trigger_size",
-    "width",
-  ):
-    _range(config, name, 1, None)
-  _range(config, "seed", 0, 2**31 - 1)
-  for name in ("poison_rate", "momentum", "diversity"):
-    _range(config, name, 0, 1)
-  for name in ("label_smoothing", "defender_fraction"):
-    _range(config, name, 0, 0.99)
-  for name in ("weight_decay", "backdoor_weight", "checkpoint_seconds"):
-    _range(config, name, 0, None)
-  for name in ("learning_rate", "generator_learning_rate"):
-    value = getattr(config, name)
-    if value is not None and not 0 < value < float("inf"):
-      raise UserError(f"--{name}={value}: take a positive number")
-  if pathlib.Path(config.run_name).name != config.run_name:
-    raise UserError(
-      f"--run_name={config.run_name}: take a name without slashes; "
-      "--runs_dir says where it lies"
-    )
-
-
-def _choice(config, name, allowed):
-  value = getattr(config, name)
-  if value not in allowed:
-    known = [a for a in allowed if a]
-    near = difflib.get_close_matches(str(value), known, 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UserError(
-      f"--{name}={value} is unknown: {hint}take one of {', '.join(known)}"
-    )
-
-
-def _range(config, name, low, high):
-  value = getattr(config, name)
-  if value is None:
-    return
-  if not value >= low or (high is not None and not value <= high):
-    top = f" to {high}" if high is not None else " or more"
-    raise UserError(f"--{name}={value} is out of range: take {low}{top}")

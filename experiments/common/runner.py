@@ -14,7 +14,8 @@ from bdjax import compiler, data, metrics, models
 from bdjax.data import Splits
 from bdjax.errors import UserError
 from experiments.common import figures, results, scores
-from experiments.common.config import Config, fields_of, identity, resolve
+from experiments.common.config import Config, fields_of, identity
+from experiments.common.defaults import resolve
 from experiments.common.program import Program, build
 from experiments.common.rundir import (
   disk_errors,

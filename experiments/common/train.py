@@ -137,7 +137,7 @@ class _Loop:
     saved = last = time.perf_counter()
     spent = self.seconds["train"]
     with _progress(program.total_steps, int(carry.state.step)) as bar:
-      for step, carry, metrics in training.fit(
+      for step, latest, metrics in training.fit(
         call,
         carry,
         key,
@@ -147,7 +147,7 @@ class _Loop:
         calls=program.calls,
         epochs=config.epochs,
       ):
-        metrics = jax.device_get(metrics)
+        carry, metrics = latest, jax.device_get(metrics)
         now = time.perf_counter()
         spent += now - last
         record = self._record(step, metrics, now - last, spent)
@@ -171,12 +171,7 @@ class _Loop:
     if not np.isfinite(losses).all():
       first = int(np.argmin(np.isfinite(losses)))
       at = step - self.program.steps + first + 1
-      rate = self.program.config.learning_rate
-      raise UserError(
-        f"the loss is {losses[first]} at step {at}: try "
-        f"--learning_rate={rate / 4:g} (now {rate:g}); the last good "
-        "checkpoint is kept"
-      )
+      raise self._diverged(f"the loss is {losses[first]} at step {at}")
     self.losses += losses.tolist()
     sums = {k: int(v.sum()) for k, v in metrics.items() if k != "loss"}
     config = self.program.config
@@ -193,7 +188,17 @@ class _Loop:
       "seconds": spent,
     }
 
+  def _diverged(self, what):
+    rate = self.program.config.learning_rate
+    return UserError(
+      f"{what}: try --learning_rate={rate / 4:g} (now {rate:g}); the last good "
+      "checkpoint is kept"
+    )
+
   def _save(self, step, carry):
+    # The last update may have broken what its own loss was still good for.
+    if not _all_finite((carry.state.params, carry.generator.params)):
+      raise self._diverged(f"the weights are not finite after step {step}")
     self.checkpoints.save(
       step,
       carry.state,
@@ -202,6 +207,13 @@ class _Loop:
       math.fsum(self.losses) / len(self.losses),
     )
     self.losses = []
+
+
+@jax.jit
+def _all_finite(tree):
+  return jnp.all(
+    jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+  )
 
 
 def _compile(program, carry, key, images, labels):

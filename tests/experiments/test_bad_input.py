@@ -7,7 +7,7 @@ import pytest
 
 from bdjax.errors import UserError
 from experiments.common import run
-from experiments.common.config import resolve
+from experiments.common.defaults import resolve
 from experiments.common.train import _device_memory
 
 CASES = [

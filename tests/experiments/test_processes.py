@@ -15,7 +15,7 @@ import pytest
 from bdjax import data
 from bdjax.checkpoints import Checkpoints
 from experiments.common import Config
-from experiments.common.config import resolve
+from experiments.common.defaults import resolve
 from experiments.common.program import build
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments.common import run
-from experiments.common.config import resolve
+from experiments.common.defaults import resolve
 
 SCORES = {"clean_accuracy", "attack_success_rate", "robust_accuracy"}
 FIGURES = {
