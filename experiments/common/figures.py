@@ -41,9 +41,12 @@ def draw(
   if program.attack is None:
     return
   names = splits.info.class_names
+  examples_key, triggers_key = jax.random.split(key)
   targets = np.asarray(program.attack.targets)
-  _draw_examples(program, trained, splits, key, folder / "examples.png")
-  _draw_triggers(program, trained, names, key, folder / "triggers.png")
+  _draw_examples(
+    program, trained, splits, examples_key, folder / "examples.png"
+  )
+  _draw_triggers(program, trained, names, triggers_key, folder / "triggers.png")
   plots.regions(
     folder / "regions.png",
     np.asarray(program.attack.boxes),
@@ -74,7 +77,7 @@ def _draw_examples(program, trained, splits, key, path):
   triggered = evaluation.sample_triggered(
     attack,
     carry.generator.params,
-    jax.random.fold_in(key, 2),
+    key,
     jnp.asarray(clean),
     jnp.asarray(index, jnp.int32),
   )
@@ -99,7 +102,7 @@ def _draw_triggers(program, trained, names, key, path):
   patches = [
     attack.patches(
       trained.carry.generator.params,
-      jax.random.fold_in(key, 100 + i),
+      jax.random.fold_in(key, i),
       jnp.full(PATCHES, i, jnp.int32),
     )
     for i in range(len(targets))

@@ -23,6 +23,24 @@ SAMENESS_WEIGHT = 0.1  # beside a cross-entropy that ends below that
 EVAL_BATCH = 512  # images; on CPU near the cache, on GPU large enough
 
 
+class Keys(NamedTuple):
+  """The random streams of a run, one for each thing that draws.
+
+  All come from one split: `fold_in(key, i)` is the i-th key of `split(key)`,
+  so mixing the two can give training and evaluation the same stream.
+  """
+
+  init: jax.Array
+  fit: jax.Array
+  evaluate: jax.Array
+  figures: jax.Array
+
+
+def make_keys(seed: int) -> Keys:
+  """The streams of a seed."""
+  return Keys(*jax.random.split(jax.random.key(seed), 4))
+
+
 class Program(NamedTuple):
   """Everything of a run that does not depend on its seed."""
 

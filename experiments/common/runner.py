@@ -16,7 +16,7 @@ from bdjax.errors import UserError
 from experiments.common import figures, results, scores
 from experiments.common.config import Config, fields_of, identity
 from experiments.common.defaults import resolve
-from experiments.common.program import Program, build
+from experiments.common.program import Program, build, make_keys
 from experiments.common.rundir import (
   disk_errors,
   open_run,
@@ -182,8 +182,8 @@ def _member(
     return finished
   trained = train(program, splits, config.seed, directory, report)
   begin = time.perf_counter()
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  evaluation = scores.evaluate(program, trained.carry, splits, key)
+  keys = make_keys(config.seed)
+  evaluation = scores.evaluate(program, trained.carry, splits, keys.evaluate)
   seconds = trained.seconds | {"evaluate": time.perf_counter() - begin}
   measured = dict(evaluation.measured)
   out = {"config": identity(config), "reported": results.reported(config)}
@@ -208,7 +208,7 @@ def _member(
     "peak_memory_bytes": results.peak_memory_bytes(),
   }
   with disk_errors(directory):
-    figures.draw(program, trained, evaluation, splits, key, directory)
+    figures.draw(program, trained, evaluation, splits, keys.figures, directory)
     write_json(directory / "results.json", out)
   return out
 

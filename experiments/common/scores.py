@@ -48,12 +48,13 @@ def evaluate(
     return Evaluation(measured, {}, None, predictions)
 
   targets = np.asarray(program.attack.targets)
+  draw_key, diversity_key = jax.random.split(key)
   triggered = evaluation.triggered_predictions(
     program.predict_triggered,
     state.params,
     state.batch_stats,
     carry.generator.params,
-    key,
+    draw_key,
     images,
     len(targets),
     program.config.eval_draws,
@@ -69,7 +70,9 @@ def evaluate(
     measured[name] = metrics.proportion(float(values.mean()), counted)
     details[f"{name}_per_target"] = values.mean(0).tolist()
     details[f"{name}_per_draw"] = values.mean(1).tolist()
-  details["trigger_diversity"] = trigger_diversity(program, carry, key)
+  details["trigger_diversity"] = trigger_diversity(
+    program, carry, diversity_key
+  )
   matrix = metrics.success_matrix(
     triggered, test.labels, targets, splits.info.num_classes
   )

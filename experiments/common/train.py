@@ -18,7 +18,7 @@ from bdjax import sharding, training
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import Splits
 from bdjax.errors import UserError
-from experiments.common.program import Program
+from experiments.common.program import Program, make_keys
 from experiments.common.rundir import MetricsLog
 
 
@@ -90,9 +90,8 @@ def train(
     UserError: a loss that is not finite, no device memory, a full disk, a
       checkpoint of another model.
   """
-  key = jax.random.key(seed)
-  init_key, fit_key = jax.random.split(key)
-  carry = program.create(init_key)
+  keys = make_keys(seed)
+  carry = program.create(keys.init)
   with (
     Checkpoints(directory / "checkpoints") as checkpoints,
     _stop_signals() as received,
@@ -102,7 +101,7 @@ def train(
     loop = _Loop(program, checkpoints, log, seconds, received)
     with contextlib.closing(log), _device_memory(program.config.batch_size):
       if resumed_at < program.total_steps:
-        carry = loop.run(carry, fit_key, splits)
+        carry = loop.run(carry, keys.fit, splits)
   return Trained(carry, log.records, seconds, resumed_at)
 
 
