@@ -24,7 +24,7 @@ def cban(
 
   Args:
     targets: target labels.
-    boxes: int32 [T,4], the region of each target; usually the whole image.
+    boxes: int32 [T,L,4], the places of each target; usually the whole image.
     size: side of the trigger in pixels.
     channels: of the images.
     noise_dim: length of the noise vector, at least 1.

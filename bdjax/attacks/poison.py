@@ -20,7 +20,8 @@ class Attack(NamedTuple):
 
   Attributes:
     targets: int32 [T], the target labels, distinct.
-    boxes: int32 [T,4], where a trigger for each target may lie.
+    boxes: int32 [T,L,4], where a trigger for each target may lie: in any of L
+      boxes, each drawn as often as the others.
     init: `(key) -> params` of the trigger generator; `{}` if there is none.
     patches: `(params, key, index) -> float32 [B,s,s,C]` in [0,1]: a fresh
       patch for each `index` int32 [B] into `targets`.

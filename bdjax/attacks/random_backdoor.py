@@ -22,7 +22,7 @@ def random_backdoor(
 
   Args:
     targets: target labels.
-    boxes: int32 [T,4], the region of each target.
+    boxes: int32 [T,L,4], the places of each target.
     size: side of the trigger in pixels.
     channels: of the images.
 

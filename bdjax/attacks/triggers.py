@@ -66,32 +66,36 @@ def place(
   return Trigger(mask, pattern)
 
 
-def draw_corner(key: jax.Array, box: jax.Array, size: int) -> jax.Array:
-  """A uniform place for a patch that lies wholly inside a box.
+def draw_corner(key: jax.Array, boxes: jax.Array, size: int) -> jax.Array:
+  """A uniform place for a patch, wholly inside one of a set of boxes.
 
   Args:
     key: a random key.
-    box: int32 [4], at least `size` in both directions.
+    boxes: int32 [L,4], each at least `size` in both directions; one of them
+      is drawn, all alike.
     size: side of the patch in pixels.
 
   Returns:
     int32 [2], (top, left).
   """
+  # 2: `randint` below draws from the key's first two children.
+  which = jax.random.randint(jax.random.fold_in(key, 2), (), 0, len(boxes))
+  box = boxes[which]
   return jax.random.randint(key, (2,), box[:2], box[2:] - size + 1)
 
 
 def whole_image(num: int, height: int, width: int) -> np.ndarray:
-  """The same box for all of `num` labels: the image. int32 [num,4]."""
-  return np.tile(np.array([0, 0, height, width], np.int32), (num, 1))
+  """The same box for all of `num` labels: the image. int32 [num,1,4]."""
+  return np.tile(np.array([0, 0, height, width], np.int32), (num, 1, 1))
 
 
 def grid(num: int, height: int, width: int) -> np.ndarray:
   """Cuts the image into one region a label (Salem et al. 2022, section 3).
 
   The regions are disjoint, row by row: `num` = rows x columns with rows the
-  largest divisor up to the square root (ten regions: two rows of five). A
-  prime above 3 has no such grid, so it takes the next number's and leaves the
-  last cell empty.
+  largest divisor up to the square root (ten regions: two rows of five), and
+  rows for columns in an upright image. A prime above 3 has no such grid, so
+  it takes the next number's and leaves the last cell empty.
 
   Args:
     num: labels, at least 1.
@@ -99,7 +103,7 @@ def grid(num: int, height: int, width: int) -> np.ndarray:
     width: of the image, in pixels.
 
   Returns:
-    int32 [num,4] boxes.
+    int32 [num,1,4] boxes.
   """
 
   def rows_of(n):
@@ -117,14 +121,14 @@ def grid(num: int, height: int, width: int) -> np.ndarray:
     for i in range(rows)
     for j in range(cols)
   ]
-  return np.array(boxes[:num], np.int32)
+  return np.array(boxes[:num], np.int32)[:, None]
 
 
 def check_boxes(boxes: np.ndarray, size: int, height: int, width: int) -> None:
   """Checks that a patch fits into every box, and each box into the image.
 
   Args:
-    boxes: int [T,4].
+    boxes: int [T,L,4].
     size: side of the patch in pixels.
     height: of the image.
     width: of the image.
@@ -137,7 +141,7 @@ def check_boxes(boxes: np.ndarray, size: int, height: int, width: int) -> None:
       f"a trigger of {size}x{size} does not fit into images of "
       f"{height}x{width}; take trigger_size 1 to {min(height, width)}"
     )
-  for top, left, bottom, right in boxes.tolist():
+  for top, left, bottom, right in boxes.reshape(-1, 4).tolist():
     if top < 0 or left < 0 or bottom > height or right > width:
       raise UserError(
         f"location {top}:{left} leaves no room for a {size}x{size} trigger in "

@@ -21,6 +21,8 @@ class Config:
   """One field a flag; None is filled in by `defaults.resolve`."""
 
   experiment: str = "clean"
+  # Of the user's own file, filled in once it is read: its path says little.
+  data_sha256: str | None = None
 
   # Data.
   dataset: str = _flag(
@@ -52,7 +54,7 @@ class Config:
 
   # Training.
   epochs: int | None = _flag(
-    None, "Passes over the data (default: digits 100, MNIST 16, CIFAR-10 20)."
+    None, "Passes over the data (default: digits 100, MNIST 20, CIFAR-10 20)."
   )
   batch_size: int | None = _flag(
     None, "Images a step, over all devices (default: digits 32, else 128)."
@@ -72,7 +74,9 @@ class Config:
     None, "none or crop_flip (default: crop_flip for CIFAR-10 only)."
   )
   seed: int = _flag(0, "Of everything random: split, weights, order, triggers.")
-  seeds: int = _flag(1, "Repeats the run with this many consecutive seeds.")
+  seeds: int = _flag(
+    1, "Repeats the run with this many consecutive seeds.", free=True
+  )
 
   # Attack.
   target_labels: str | None = _flag(
@@ -82,9 +86,10 @@ class Config:
   )
   locations: str | None = _flag(
     None,
-    "Where triggers lie: anywhere, grid (one region a target), or corners as "
-    "TOP:LEFT, one a target or one for all, with commas (default: grid for "
-    "several targets of random_backdoor and ban, else anywhere).",
+    "Where triggers lie: anywhere, grid (one region a target), or a set of "
+    "corners TOP:LEFT with commas, the sets of several targets with semicolons "
+    "between them (default: grid for several targets of random_backdoor and "
+    "ban, else anywhere).",
     attack=True,
   )
   trigger_size: int | None = _flag(
@@ -94,8 +99,8 @@ class Config:
   )
   poison_rate: float | None = _flag(
     None,
-    "Chance of an image to be triggered in a step (default: one target 0.2, "
-    "for ban 0.1; several 0.3).",
+    "Chance of an image to be triggered in a step (default: several targets "
+    "0.3; one target 0.1, but random_backdoor on digits and CIFAR-10 0.2).",
     attack=True,
   )
   backdoor_weight: float | None = _flag(
@@ -134,7 +139,10 @@ class Config:
   # The run.
   runs_dir: str = _flag("runs", "Where runs are kept.", free=True)
   run_name: str | None = _flag(
-    None, "Directory of this run (default: EXPERIMENT-DATASET).", free=True
+    None,
+    "Directory of this run (default: EXPERIMENT-DATASET, then -multi for "
+    "several targets of random_backdoor and ban, -seeds for several seeds).",
+    free=True,
   )
   overwrite: bool = _flag(
     False, "Starts over where a run of this name exists.", free=True
@@ -149,7 +157,7 @@ class Config:
   @property
   def directory(self) -> pathlib.Path:
     """Where the run leaves its files."""
-    return pathlib.Path(self.runs_dir) / self.run_name
+    return pathlib.Path(self.runs_dir).expanduser() / self.run_name
 
 
 def fields_of(experiment: str) -> list[dataclasses.Field]:
@@ -167,9 +175,14 @@ def fields_of(experiment: str) -> list[dataclasses.Field]:
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """What a run's outcome depends on: all fields but places and manners."""
-  return {
+  """What a run's outcome depends on: all fields but places and manners.
+
+  Of the number of seeds only whether there are several: a group of three can
+  become one of five.
+  """
+  fields = {
     f.name: getattr(config, f.name)
     for f in dataclasses.fields(config)
     if not f.metadata.get("free")
   }
+  return fields | {"group": config.seeds > 1}

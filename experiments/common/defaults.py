@@ -4,6 +4,8 @@ import dataclasses
 import difflib
 import pathlib
 
+import jax
+
 from bdjax.errors import UserError
 from bdjax.models import MODELS
 from experiments.common.config import ATTACKS, Config
@@ -18,15 +20,17 @@ _DIGITS = {
   "weight_decay": 1e-4,
   "augment": "none",
   "trigger_size": 3,
+  "poison_rate": 0.2,
 }
 _MNIST = {
   "model": "cnn",
-  "epochs": 16,
+  "epochs": 20,
   "batch_size": 128,
   "learning_rate": 0.05,
   "weight_decay": 1e-4,
   "augment": "none",
   "trigger_size": 5,
+  "poison_rate": 0.1,
 }
 _CIFAR = {
   "model": "resnet18",
@@ -36,6 +40,7 @@ _CIFAR = {
   "weight_decay": 5e-4,
   "augment": "crop_flip",
   "trigger_size": 5,
+  "poison_rate": 0.2,
 }
 DATASET_DEFAULTS = {
   "digits": _DIGITS,
@@ -63,15 +68,20 @@ def resolve(config: Config) -> Config:
     )
     several = targets == "all" or "," in targets
     regions = several and config.experiment != "cban"
-    one_rate = 0.1 if config.experiment == "ban" else 0.2
     values |= {
       "target_labels": targets,
       "locations": "grid" if regions else "anywhere",
-      "poison_rate": 0.3 if several else one_rate,
       "backdoor_weight": 1.0,
       "eval_draws": 5,
       "benchmark": "auto",
     }
+    if several:  # a rate for each target: 0.03 with ten
+      values["poison_rate"] = 0.3
+    elif config.experiment == "ban":
+      values["poison_rate"] = 0.1
+  else:
+    values.pop("trigger_size")
+    values.pop("poison_rate")
   if config.experiment in ("ban", "cban"):
     values |= {
       "noise_dim": 100,
@@ -79,12 +89,16 @@ def resolve(config: Config) -> Config:
       "generator_learning_rate": 1e-3,
       "diversity": 0.5,
     }
-  if not attacks:
-    values.pop("trigger_size")
   name = f"{config.experiment}-{pathlib.Path(config.dataset).stem}"
   if attacks and config.experiment != "cban" and several:
     name += "-multi"
+  if config.seeds > 1:
+    name += "-seeds"
   values["run_name"] = name
+  if config.precision == "auto":
+    on_cpu = jax.default_backend() == "cpu"
+    precision = "float32" if on_cpu else "bfloat16"
+    config = dataclasses.replace(config, precision=precision)
   chosen = {k: v for k, v in values.items() if getattr(config, k) is None}
   config = dataclasses.replace(config, **chosen)
   check(config)
@@ -99,7 +113,7 @@ def check(config: Config) -> None:
   """
   _choice(config, "model", tuple(MODELS))
   _choice(config, "stem", ("cifar", "imagenet"))
-  _choice(config, "precision", ("auto", "float32", "bfloat16"))
+  _choice(config, "precision", ("float32", "bfloat16"))
   _choice(config, "schedule", ("onecycle", "cosine", "constant"))
   _choice(config, "augment", ("none", "crop_flip"))
   _choice(config, "benchmark", ("auto", "reuse", "none", None))
@@ -125,10 +139,11 @@ def check(config: Config) -> None:
     value = getattr(config, name)
     if value is not None and not 0 < value < float("inf"):
       raise UserError(f"--{name}={value}: take a positive number")
-  if pathlib.Path(config.run_name).name != config.run_name:
+  name = config.run_name
+  if pathlib.Path(name).name != name or name in ("", ".", ".."):
     raise UserError(
-      f"--run_name={config.run_name}: take a name without slashes; "
-      "--runs_dir says where it lies"
+      f"--run_name={name}: take a name without slashes; --runs_dir says where "
+      "it lies"
     )
 
 

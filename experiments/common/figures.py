@@ -3,13 +3,12 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bdjax import evaluation, plots
 from bdjax.data import Splits
 from experiments.common.program import Program
-from experiments.common.scores import Evaluation
+from experiments.common.scores import Evaluation, sample_patches
 from experiments.common.train import Trained
 
 EXAMPLES = 8  # images
@@ -49,8 +48,8 @@ def draw(
   _draw_triggers(program, trained, names, triggers_key, folder / "triggers.png")
   plots.regions(
     folder / "regions.png",
-    np.asarray(program.attack.boxes),
-    targets,
+    np.asarray(program.attack.boxes).reshape(-1, 4),
+    np.repeat(targets, program.attack.boxes.shape[1]),
     names,
     splits.test.images[0],
     program.attack.trigger_size,
@@ -74,37 +73,34 @@ def _draw_examples(program, trained, splits, key, path):
     if len(rows) == EXAMPLES:
       break
   clean = splits.test.images[rows].astype(np.float32) / 255.0
-  triggered = evaluation.sample_triggered(
-    attack,
-    carry.generator.params,
-    key,
-    jnp.asarray(clean),
-    jnp.asarray(index, jnp.int32),
-  )
-  state = carry.state
-  logits, _ = jax.jit(program.model.apply, static_argnums=3)(
-    state.params, state.batch_stats, triggered, False
+
+  @jax.jit
+  def classify(state, generator, key, images, index):
+    triggered = evaluation.sample_triggered(
+      attack, generator.params, key, images, index
+    )
+    logits, _ = program.model.apply(
+      state.params, state.batch_stats, triggered, False
+    )
+    return triggered, logits.argmax(-1)
+
+  triggered, predictions = jax.device_get(
+    classify(*carry, key, clean, np.array(index, np.int32))
   )
   plots.examples(
     path,
     clean,
-    np.asarray(triggered),
+    triggered,
     labels[rows],
     targets[index],
-    np.asarray(logits.argmax(-1)),
+    predictions,
     splits.info.class_names,
   )
 
 
 def _draw_triggers(program, trained, names, key, path):
-  attack = program.attack
-  targets = np.asarray(attack.targets)[:SHEET_TARGETS]
-  patches = [
-    attack.patches(
-      trained.carry.generator.params,
-      jax.random.fold_in(key, i),
-      jnp.full(PATCHES, i, jnp.int32),
-    )
-    for i in range(len(targets))
-  ]
-  plots.trigger_sheet(path, np.array(patches), targets, names)
+  patches = sample_patches(program, trained.carry, key, PATCHES)
+  targets = np.asarray(program.attack.targets)
+  plots.trigger_sheet(
+    path, patches[:SHEET_TARGETS], targets[:SHEET_TARGETS], names
+  )

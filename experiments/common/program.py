@@ -98,7 +98,7 @@ def parse_targets(text: str, num_classes: int) -> tuple[int, ...]:
 def parse_locations(
   text: str, num: int, size: int, height: int, width: int
 ) -> np.ndarray:
-  """Boxes int32 [num,4] from their flag.
+  """Boxes int32 [num,L,4] from their flag.
 
   Raises:
     UserError: not of the flag's form, or the trigger does not fit.
@@ -108,23 +108,28 @@ def parse_locations(
   elif text == "grid":
     boxes = triggers.grid(num, height, width)
   else:
-    try:
-      corners = np.array(
-        [[int(v) for v in part.split(":")] for part in text.split(",")]
-      ).reshape(-1, 2)
-    except ValueError:
+    sets = [_corners(part, text) for part in text.split(";")]
+    if len(sets) not in (1, num) or len({len(s) for s in sets}) > 1:
       raise UserError(
-        f"--locations={text}: take anywhere, grid, or TOP:LEFT with commas"
-      ) from None
-    if len(corners) not in (1, num):
-      raise UserError(
-        f"--locations={text} names {len(corners)} places for {num} target "
-        "labels: take one for all, or one for each"
+        f"--locations={text}: take one set of corners for all {num} target "
+        "labels, or one of equal length for each"
       )
-    corners = np.broadcast_to(corners, (num, 2))
-    boxes = np.concatenate([corners, corners + size], 1).astype(np.int32)
+    corners = np.broadcast_to(np.array(sets), (num, len(sets[0]), 2))
+    boxes = np.concatenate([corners, corners + size], -1)
   triggers.check_boxes(boxes, size, height, width)
-  return boxes
+  return boxes.astype(np.int32)
+
+
+def _corners(part: str, text: str) -> list[tuple[int, int]]:
+  try:
+    corners = [tuple(map(int, c.split(":"))) for c in part.split(",")]
+    if any(len(c) != 2 or max(c) > 2**20 for c in corners):
+      raise ValueError
+  except ValueError:
+    raise UserError(
+      f"--locations={text}: take anywhere, grid, or TOP:LEFT with commas"
+    ) from None
+  return corners
 
 
 def make_attack(
@@ -141,22 +146,19 @@ def make_attack(
   targets = parse_targets(config.target_labels, num_classes)
   size = config.trigger_size
   boxes = parse_locations(config.locations, len(targets), size, height, width)
-  if config.experiment == "random_backdoor":
-    if len(targets) > 1 and len(np.unique(boxes, axis=0)) < len(targets):
-      raise UserError(
-        "random triggers name their label by the place: take --locations=grid "
-        "or one corner a target (cban needs none)"
-      )
-    return random_backdoor(targets, boxes, size, channels)
-  make = {"ban": ban, "cban": cban}[config.experiment]
-  if make is ban and len(np.unique(boxes, axis=0)) < len(targets):
+  common = (targets, boxes, size, channels)
+  if config.experiment == "cban":
+    return cban(*common, config.noise_dim, config.generator_width)
+  places = boxes.reshape(-1, 4)
+  if len(targets) > 1 and len(np.unique(places, axis=0)) < len(places):
     raise UserError(
-      "ban's triggers name their label by the place: take --locations=grid or "
-      "one corner a target, or experiments.cban"
+      f"several targets of {config.experiment} need places of their own, which "
+      "name the label: take --locations=grid, a set of corners for each, or "
+      "experiments.cban"
     )
-  return make(
-    targets, boxes, size, channels, config.noise_dim, config.generator_width
-  )
+  if config.experiment == "ban":
+    return ban(*common, config.noise_dim, config.generator_width)
+  return random_backdoor(*common)
 
 
 def build(config: Config, splits: Splits) -> Program:
@@ -174,9 +176,6 @@ def build(config: Config, splits: Splits) -> Program:
     )
   mesh = sharding.make_mesh()
   sharding.check_batch_size(mesh, config.batch_size)
-  precision = config.precision
-  if precision == "auto":
-    precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   model = models.get(
     config.model,
     image_shape=shape,
@@ -185,9 +184,10 @@ def build(config: Config, splits: Splits) -> Program:
     std=tuple(max(s, 1e-3) for s in splits.info.std),
     width=config.width,
     stem=config.stem,
-    precision=precision,
+    precision=config.precision,
   )
   attack = make_attack(config, shape, splits.info.num_classes)
+  _check_test_labels(attack, splits.test.labels)
   steps, calls = training.steps_per_call(len(images), config.batch_size)
   rate = training.schedule(
     config.schedule, config.learning_rate, config.epochs * calls * steps
@@ -204,7 +204,9 @@ def build(config: Config, splits: Splits) -> Program:
     backdoor_weight=1.0 if attack is None else config.backdoor_weight,
     penalty=_penalty(config, attack),
   )
-  batch = -(-EVAL_BATCH // mesh.size) * mesh.size
+  # Not above what a training step needs, so that --batch_size bounds both.
+  batch = min(EVAL_BATCH, 4 * config.batch_size)
+  batch = -(-batch // mesh.size) * mesh.size
   return Program(
     config=config,
     model=model,
@@ -219,6 +221,15 @@ def build(config: Config, splits: Splits) -> Program:
     predict_triggered=attack
     and evaluation.make_predict_triggered(model, attack, batch, mesh),
   )
+
+
+def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
+  for target in [] if attack is None else attack.targets.tolist():
+    if (labels == target).all():
+      raise UserError(
+        f"all test images have the target label {target}: there is none to "
+        "measure the attack on; take another --target_labels"
+      )
 
 
 def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -67,12 +68,11 @@ def reported(config: Config) -> dict[str, float]:
 
 
 def surroundings(info: Info) -> dict[str, Any]:
-  """Versions, commit, device and data: what a run was made with."""
+  """Versions, device and data: what a run was made with."""
   device = jax.devices()[0]
   return {
     "versions": {"python": platform.python_version()}
     | {name: importlib.metadata.version(name) for name in _PACKAGES},
-    "git_commit": _git_commit(),
     "device": {
       "kind": device.device_kind,
       "backend": jax.default_backend(),
@@ -83,20 +83,26 @@ def surroundings(info: Info) -> dict[str, Any]:
   }
 
 
-def _git_commit() -> str | None:
-  """The commit of the sources, with `-dirty` where they differ from it."""
-  root = pathlib.Path(__file__).parent
+def git_commit() -> str:
+  """The commit of the sources, `-dirty` where they differ; else `unknown`."""
+  root = pathlib.Path(__file__).parents[2]
+  command = [
+    "git",
+    "describe",
+    "--always",
+    "--dirty",
+    "--abbrev=40",
+    "--exclude=*",
+  ]
+  if not (root / ".git").exists():  # not that of a repository around us
+    return "unknown"
   try:
     out = subprocess.run(
-      ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-      cwd=root,
-      capture_output=True,
-      text=True,
-      timeout=10,
+      command, cwd=root, capture_output=True, text=True, timeout=10
     )
   except (OSError, subprocess.TimeoutExpired):
-    return None
-  return out.stdout.strip() or None if out.returncode == 0 else None
+    return "unknown"
+  return out.stdout.strip() or "unknown"
 
 
 def _processor() -> str:
@@ -148,26 +154,44 @@ def as_json(measured: dict[str, metrics.Score]) -> dict[str, Any]:
 
 
 def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
-  """Scores of a group of runs that differ in their seed.
+  """The results of a group of runs that differ in their seed.
 
   Args:
     members: their `results.json`.
 
   Returns:
-    `measured`, mean and interval over seeds of every score that all have,
-    and `difference`, clean minus benchmark, paired by seed.
+    `measured`: mean and interval over seeds of every score that all have;
+    `difference`: clean minus benchmark, paired by seed; seconds are sums,
+    speeds means, memory is the largest.
   """
   names = set.intersection(*(set(m["measured"]) for m in members))
   measured = {
     name: metrics.over_seeds([m["measured"][name]["mean"] for m in members])
     for name in sorted(names)
   }
-  out = {"measured": as_json(measured)}
+  out = members[0] | {"measured": as_json(measured)}
+  del out["details"]
   if "benchmark_accuracy" in measured:
-    out["difference"] = metrics.difference_over_seeds(
-      [m["difference"]["mean"] for m in members]
-    )._asdict()
+    gaps = [m["difference"]["mean"] for m in members]
+    out["difference"] = metrics.difference_over_seeds(gaps)._asdict()
+  out["seeds"] = [seed for m in members for seed in m["seeds"]]
+  for name in ("seconds", "images_per_second", "peak_memory_bytes"):
+    parts = [m[name] for m in members]
+    reduce = {"seconds": _sums, "peak_memory_bytes": _largest}.get(
+      name, np.mean
+    )
+    out[name] = reduce(parts)
   return out
+
+
+def _sums(parts: list[dict[str, float]]) -> dict[str, float]:
+  return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
+def _largest(parts: list[dict[str, int | None]]) -> dict[str, int | None]:
+  return {
+    key: max(part[key] or 0 for part in parts) or None for key in parts[0]
+  }
 
 
 _TITLES = {

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bdjax.errors import UserError
@@ -15,9 +15,13 @@ from experiments.common.config import Config, identity
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON so that a reader sees the old file or the new, whole."""
+  _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
   partial = path.with_name(f".{path.name}.{os.getpid()}")
   try:
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)
   except OSError:
     partial.unlink(missing_ok=True)
@@ -54,8 +58,15 @@ def disk_errors(directory: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_run(config: Config) -> Iterator[pathlib.Path]:
+def open_run(
+  config: Config, wait: Callable[[str], None] | None = None
+) -> Iterator[pathlib.Path]:
   """Makes or re-opens a run's directory and holds it for this process.
+
+  Args:
+    config: of the run.
+    wait: told in one line, where another process has the run; then it is
+      waited for. Without it that is an error.
 
   Raises:
     UserError: another process has it, it belongs to another configuration, or
@@ -65,18 +76,25 @@ def open_run(config: Config) -> Iterator[pathlib.Path]:
   with disk_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)
     handle = open(directory / ".lock", "w")
-  with handle:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(
-        f"another process is at work in {directory}: wait for it, or take "
-        "another --run_name"
-      ) from None
+  with handle, disk_errors(directory):
+    _lock(handle, directory, wait)
     if config.overwrite:
       _clear(directory)
     _claim(directory, config)
     yield directory
+
+
+def _lock(handle, directory, wait):
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    if wait is None:
+      raise UserError(
+        f"another process is at work in {directory}: wait for it, or take "
+        "another --run_name"
+      ) from None
+    wait(f"waiting for another process to end {directory}")
+    fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _claim(directory: pathlib.Path, config: Config) -> None:
@@ -84,8 +102,7 @@ def _claim(directory: pathlib.Path, config: Config) -> None:
   wanted = identity(config)
   stored = read_json(path)
   if stored is None:
-    with disk_errors(directory):
-      write_json(path, wanted)
+    write_json(path, wanted)
     return
   keys = sorted(
     key
@@ -103,13 +120,15 @@ def _claim(directory: pathlib.Path, config: Config) -> None:
 
 
 def _clear(directory: pathlib.Path) -> None:
-  """Removes what a run leaves behind, and nothing else."""
-  with disk_errors(directory):
-    for name in ("config.json", "metrics.jsonl", "results.json"):
-      (directory / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "figures"):
-      if (directory / name).exists():
-        shutil.rmtree(directory / name)
+  """Removes what a run leaves behind, and nothing else.
+
+  config.json goes last: while there are checkpoints, it says whose they are.
+  """
+  for name in ("checkpoints", "figures"):
+    if (directory / name).exists():
+      shutil.rmtree(directory / name)
+  for name in ("results.json", "metrics.jsonl", "config.json"):
+    (directory / name).unlink(missing_ok=True)
 
 
 class MetricsLog:
@@ -119,16 +138,14 @@ class MetricsLog:
     """Opens the log; records after `step`, which will come again, go."""
     self.records = [r for r in _records(path) if r["step"] <= step]
     text = "".join(json.dumps(r) + "\n" for r in self.records)
-    with disk_errors(path.parent):
-      path.write_text(text)
-      self._file = open(path, "a")
+    _replace(path, text)
+    self._file = open(path, "a")
 
   def append(self, record: dict[str, Any]) -> None:
     """Adds a record, at once on disk."""
     self.records.append(record)
-    with disk_errors(pathlib.Path(self._file.name).parent):
-      self._file.write(json.dumps(record) + "\n")
-      self._file.flush()
+    self._file.write(json.dumps(record) + "\n")
+    self._file.flush()
 
   def close(self) -> None:
     """Closes the file."""

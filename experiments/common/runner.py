@@ -1,29 +1,25 @@
-"""What the experiments share: flags, one run, repeats, and errors."""
+"""One run, a group of runs that differ in their seed, and their benchmark."""
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import pathlib
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from absl import app, flags, logging
 
-from bdjax import compiler, data, metrics, models
+from bdjax import data, metrics, models
 from bdjax.data import Splits
 from bdjax.errors import UserError
-from experiments.common import figures, results, scores
+from experiments.common import figures, plan, results, scores
 from experiments.common.config import Config, fields_of, identity
 from experiments.common.defaults import resolve
 from experiments.common.program import Program, build, make_keys
-from experiments.common.rundir import (
-  disk_errors,
-  open_run,
-  read_json,
-  write_json,
-)
-from experiments.common.train import Stopped, train
+from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.train import train
 
 Report = Callable[[str], None]
 
@@ -33,72 +29,21 @@ def quiet(line: str) -> None:
   del line
 
 
-def say(line: str) -> None:
-  """One line of progress, on standard error."""
-  print(line, file=sys.stderr, flush=True)
-
-
-def main(experiment: str, summary: str) -> None:
-  """The command line of an experiment.
-
-  Args:
-    experiment: its name, `Config.experiment`.
-    summary: its module's docstring, shown by `--help`.
-  """
-  define = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-  }
-  for field in fields_of(experiment):
-    kind = next(t for t in define if t.__name__ in str(field.type))
-    if field.type is bool:
-      kind = bool
-    define[kind](
-      field.name,
-      field.default,
-      field.metadata["help"],
-      module_name=sys.argv[0],  # for --help to show it
-    )
-  sys.modules["__main__"].__doc__ = summary
-
-  def start(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f"unknown argument {argv[1]!r}")
-    chosen = {f.name: flags.FLAGS[f.name].value for f in fields_of(experiment)}
-    sys.exit(_guarded(Config(experiment=experiment, **chosen)))
-
-  app.run(start)
-
-
-def _guarded(config: Config) -> int:
-  """Runs, and turns what can go wrong into one line and an exit status."""
-  logging.set_verbosity(logging.ERROR)
-  compiler.enable_cache()
-  try:
-    run(config, say, show=True)
-  except UserError as error:
-    say(f"error: {error}")
-    return 2
-  except Stopped as stop:
-    say(f"{stop}; the same command goes on from there")
-    return 128 + stop.signum
-  except KeyboardInterrupt:
-    say("stopped; the same command goes on from the last checkpoint")
-    return 130
-  return 0
-
-
 def run(
-  config: Config, report: Report = quiet, show: bool = False
+  config: Config,
+  report: Report = quiet,
+  *,
+  show: bool = False,
+  wait: bool = False,
 ) -> dict[str, Any] | None:
   """Runs an experiment, with all its seeds; importable.
 
   Args:
     config: need not be resolved.
     report: takes lines of progress.
-    show: print tables.
+    show: prints a table.
+    wait: waits for another process that is at work on this run, and does not
+      call that an error.
 
   Returns:
     What stands in `results.json`; None for a dry run.
@@ -108,58 +53,74 @@ def run(
     Stopped: after SIGTERM or Ctrl-C.
   """
   config = resolve(config)
-  splits = _load(config, config.seed, report)
+  splits = _load(config, report)
+  if splits.info.source == "file":
+    sums = json.dumps(splits.info.sha256, sort_keys=True).encode()
+    digest = hashlib.sha256(sums).hexdigest()
+    config = dataclasses.replace(config, data_sha256=digest)
   program = build(config, splits)
-  if config.dry_run:
-    _print_plan(program, splits)
-    return None
-  if config.seeds == 1:
-    with open_run(config) as directory:
-      out = _member(program, splits, config, config, directory, report)
-  else:
-    out = _group(program, config, report)
+  with _device_memory(program):
+    if config.dry_run:
+      print(plan.describe(program, splits))
+      return None
+    with open_run(config, report if wait else None) as directory:
+      if config.seeds == 1:
+        out = _alone(program, splits, config, directory, report)
+      else:
+        out = _group(program, config, directory, report)
   if show:
     results.print_table(out, config.directory)
   return out
 
 
-def _load(config: Config, seed: int, report: Report) -> Splits:
+def _load(config: Config, report: Report) -> Splits:
   return data.load(
     config.dataset,
     source=config.data_source,
     data_dir=config.data_dir,
     defender_fraction=config.defender_fraction,
-    seed=seed,
+    seed=config.seed,
     report=report,
   )
 
 
-def _group(program: Program, config: Config, report: Report) -> dict[str, Any]:
+def _alone(program, splits, config, directory, report) -> dict[str, Any]:
+  """A run, and after it the benchmark that it is compared with."""
+  if config.benchmark == "reuse":  # said before the training, not after
+    _benchmark(config, config.directory.parent, report)
+  out = _member(program, splits, config, directory, report)
+  return _with_benchmark(out, config, config.directory.parent, report)
+
+
+def _group(program, config, directory, report) -> dict[str, Any]:
   """Repeats a run with consecutive seeds, each in `seed-N/`."""
-  if _wants_benchmark(config):  # before the members, which then find theirs
-    _benchmark(config, config, report)
-  with open_run(config) as directory:
-    members = []
-    for seed in range(config.seed, config.seed + config.seeds):
-      report(f"seed {seed}")
-      one = dataclasses.replace(
-        config,
-        seed=seed,
-        seeds=1,
-        runs_dir=str(directory),
-        run_name=f"seed-{seed}",
-      )
-      with open_run(one) as place:
-        splits = _load(one, seed, report)
-        members.append(_member(program, splits, one, config, place, report))
-    out = members[0] | results.combine(members)
-    out["config"] = identity(config)
-    out["seeds"] = [m["seeds"][0] for m in members]
-    for name in ("details", "checkpoint"):
-      out.pop(name, None)
-    out["members"] = [f"seed-{seed}" for seed in out["seeds"]]
-    with disk_errors(directory):
-      write_json(directory / "results.json", out)
+  runs = config.directory.parent
+  members = [
+    dataclasses.replace(
+      config,
+      seed=seed,
+      seeds=1,
+      runs_dir=str(directory),
+      run_name=f"seed-{seed}",
+    )
+    for seed in range(config.seed, config.seed + config.seeds)
+  ]
+  if config.benchmark == "auto":  # the whole group's, for members to find
+    run(_clean(config, runs), report, wait=True)
+  elif config.benchmark == "reuse":
+    for member in members:
+      _benchmark(member, runs, report)
+  found = []
+  for member in members:
+    report(f"seed {member.seed}")
+    with open_run(member) as place:
+      splits = _load(member, report)
+      out = _member(program, splits, member, place, report)
+      found.append(_with_benchmark(out, member, runs, report))
+  out = results.combine(found)
+  out["config"] = identity(config)
+  out["members"] = [member.run_name for member in members]
+  write_json(directory / "results.json", out)
   return out
 
 
@@ -167,37 +128,29 @@ def _member(
   program: Program,
   splits: Splits,
   config: Config,
-  whole: Config,
   directory: pathlib.Path,
   report: Report,
 ) -> dict[str, Any]:
-  """One run with one seed: train, evaluate, draw, write.
-
-  `whole` is the configuration of the group, or of this run if it is alone:
-  its `runs_dir` is where the benchmark lies.
-  """
+  """One run with one seed: train, evaluate, draw, write."""
   finished = read_json(directory / "results.json")
   if finished is not None:
     report(f"{directory} is finished (--overwrite starts over)")
     return finished
-  trained = train(program, splits, config.seed, directory, report)
+  commit = results.git_commit()  # now: a checkout may change while it trains
+  trained = train(program, splits, config.seed, directory, commit, report)
   begin = time.perf_counter()
   keys = make_keys(config.seed)
-  evaluation = scores.evaluate(program, trained.carry, splits, keys.evaluate)
+  found = scores.evaluate(program, trained.carry, splits, keys.evaluate)
   seconds = trained.seconds | {"evaluate": time.perf_counter() - begin}
-  measured = dict(evaluation.measured)
-  out = {"config": identity(config), "reported": results.reported(config)}
-  if _wants_benchmark(config):
-    benchmark = _benchmark(config, whole, report)
-    measured["benchmark_accuracy"] = benchmark
-    gap = metrics.difference(measured["clean_accuracy"], benchmark)
-    out["difference"] = gap._asdict()
-  out["measured"] = results.as_json(measured)
-  out["details"] = evaluation.details
-  out |= results.surroundings(splits.info)
   speed = program.total_steps * config.batch_size / seconds["train"]
   flops = results.flops_per_image(program.model, splits.test.images.shape[1:])
-  out |= {
+  out = {
+    "config": identity(config),
+    "measured": results.as_json(found.measured),
+    "reported": results.reported(config),
+    "details": found.details,
+    **results.surroundings(splits.info),
+    "git_commit": {"training": trained.commits, "evaluation": commit},
     "seeds": [config.seed],
     "steps": program.total_steps,
     "parameters": models.count_parameters(program.model),
@@ -207,85 +160,85 @@ def _member(
     "share_of_bfloat16_peak": results.share_of_peak(flops, speed),
     "peak_memory_bytes": results.peak_memory_bytes(),
   }
-  with disk_errors(directory):
-    figures.draw(program, trained, evaluation, splits, keys.figures, directory)
-    write_json(directory / "results.json", out)
+  figures.draw(program, trained, found, splits, keys.figures, directory)
+  write_json(directory / "results.json", out)
   return out
 
 
-def _wants_benchmark(config: Config) -> bool:
-  return config.experiment != "clean" and config.benchmark != "none"
+def _with_benchmark(out, config, runs, report) -> dict[str, Any]:
+  """Adds the benchmark accuracy, if it is wanted and not yet there."""
+  if config.experiment == "clean" or config.benchmark == "none":
+    return out
+  if "benchmark_accuracy" in out["measured"]:
+    return out
+  benchmark = _benchmark(config, runs, report)
+  clean = metrics.Score(**out["measured"]["clean_accuracy"])
+  out["measured"]["benchmark_accuracy"] = benchmark._asdict()
+  out["difference"] = metrics.difference(clean, benchmark)._asdict()
+  write_json(config.directory / "results.json", out)
+  return out
 
 
-def _benchmark(config: Config, whole: Config, report: Report) -> metrics.Score:
+def _benchmark(config, runs: pathlib.Path, report) -> metrics.Score:
   """Clean accuracy of the same model, data and training without an attack.
 
   It is the result of a finished run of `experiments.clean`, alone or in a
   group, or of one that is made now.
   """
-  names = {f.name for f in fields_of("clean")}
-  names -= {"run_name", "overwrite", "dry_run"}
-  clean = Config("clean", **{name: getattr(config, name) for name in names})
-  clean = resolve(dataclasses.replace(clean, runs_dir=whole.runs_dir))
-  runs, wanted = clean.directory.parent, identity(clean)
-  for pattern in ("*/results.json", "*/*/results.json"):
-    for path in sorted(runs.glob(pattern)):
-      found = read_json(path)
-      if found["config"] == wanted:
-        report(f"benchmark accuracy from {path.parent}")
-        return metrics.Score(**found["measured"]["clean_accuracy"])
-  if config.benchmark == "reuse":
+  clean = _clean(config, runs)
+  found = _finished(clean, runs)
+  if found is None and config.benchmark == "reuse":
     raise UserError(
       f"no finished run of experiments.clean in {runs} has these flags: train "
       "it, or take --benchmark=auto or none"
     )
-  clean = dataclasses.replace(clean, run_name=_free_name(runs, clean))
-  report(f"training the clean benchmark, {clean.directory}")
-  found = run(clean, report)
+  if found is None:
+    report(f"training the clean benchmark, {clean.directory}")
+    found = run(clean, report, wait=True)
   return metrics.Score(**found["measured"]["clean_accuracy"])
 
 
-def _free_name(runs: pathlib.Path, clean: Config) -> str:
-  """The clean run's name: its own, numbered where another run has it."""
+def _clean(config: Config, runs: pathlib.Path) -> Config:
+  """The benchmark's configuration, under a name that is its own or free."""
+  names = {f.name for f in fields_of("clean")}
+  names -= {"run_name", "overwrite", "dry_run"}
+  kept = {name: getattr(config, name) for name in names}
+  clean = Config("clean", config.data_sha256, **kept)
+  clean = resolve(dataclasses.replace(clean, runs_dir=str(runs)))
   name, number = clean.run_name, 2
-  while True:
-    there = read_json(runs / name / "config.json")
-    if there in (None, identity(clean)):
-      return name
+  while _stored(runs / name / "config.json") not in (None, identity(clean)):
     name, number = f"{clean.run_name}-{number}", number + 1
+  return dataclasses.replace(clean, run_name=name)
 
 
-def _print_plan(program: Program, splits: Splits) -> None:
-  config = program.config
-  for name, value in identity(config).items():
-    print(f"{name}: {value}")
-  print(f"directory: {config.directory}")
-  print(f"parameters: {models.count_parameters(program.model):,}")
-  print(
-    f"images: {len(splits.train.images):,} to train on, "
-    f"{len(splits.defender.images):,} the defender's, "
-    f"{len(splits.test.images):,} to test"
-  )
-  print(
-    f"steps: {program.total_steps:,} ({program.steps} a call, "
-    f"{program.calls} calls an epoch)"
-  )
-  print(
-    f"estimated memory: {_estimated_bytes(program, splits) / 2**20:,.0f} MiB"
-  )
+def _finished(clean: Config, runs: pathlib.Path) -> dict[str, Any] | None:
+  for pattern in ("*/results.json", "*/*/results.json"):
+    for path in sorted(runs.glob(pattern)):
+      found = _stored(path)
+      if isinstance(found, dict) and found.get("config") == identity(clean):
+        return found
+  return None
 
 
-def _estimated_bytes(program: Program, splits: Splits) -> int:
-  """Device bytes of the compiled training call, as XLA plans them."""
-  carry = jax.eval_shape(program.create, jax.random.key(0))
-  n, *shape = splits.train.images.shape
-  arrays = [
-    jax.ShapeDtypeStruct((n, *shape), "uint8"),
-    jax.ShapeDtypeStruct((n,), "int32"),
-    jax.ShapeDtypeStruct((n,), "int32"),
-  ]
-  images, labels, order = arrays
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  lowered = program.call.lower(carry, key, images, labels, order, 0)
-  plan = lowered.compile().memory_analysis()
-  return plan.argument_size_in_bytes + plan.temp_size_in_bytes
+def _stored(path: pathlib.Path) -> Any | None:
+  """JSON that may be anybody's: None where it cannot be read."""
+  try:
+    return read_json(path)
+  except (UserError, OSError):
+    return {} if path.name == "config.json" else None
+
+
+@contextlib.contextmanager
+def _device_memory(program: Program) -> Iterator[None]:
+  """Turns the device's lack of memory into a line with a smaller batch."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    size, devices = program.config.batch_size, program.mesh.size
+    smaller = max(size // 2 // devices, 1) * devices
+    raise UserError(
+      f"the device has no memory left at --batch_size={size}: try "
+      f"--batch_size={smaller}"
+    ) from error

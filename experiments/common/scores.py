@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bdjax import evaluation, metrics, sharding, training
@@ -76,6 +77,10 @@ def evaluate(
   matrix = metrics.success_matrix(
     triggered, test.labels, targets, splits.info.num_classes
   )
+  details["source_target_matrix"] = [
+    [None if np.isnan(value) else float(value) for value in row]
+    for row in matrix
+  ]
   return Evaluation(measured, details, matrix, predictions)
 
 
@@ -87,15 +92,16 @@ def trigger_diversity(
   The standard deviation over draws of a pixel, averaged over pixels, channels
   and targets. 0: the generator makes one fixed trigger; 0.289: U[0,1].
   """
+  patches = sample_patches(program, carry, key, draws)
+  return float(patches.std(1).mean())
+
+
+def sample_patches(
+  program: Program, carry: training.Carry, key: jax.Array, draws: int
+) -> np.ndarray:
+  """Fresh triggers for every target: float32 [T,draws,s,s,C]."""
   attack = program.attack
-  spread = [
-    np.asarray(
-      attack.patches(
-        carry.generator.params,
-        jax.random.fold_in(key, t),
-        np.full(draws, t, np.int32),
-      )
-    ).std(0)
-    for t in range(len(attack.targets))
-  ]
-  return float(np.mean(spread))
+  num = attack.targets.shape[0]
+  index = jnp.repeat(jnp.arange(num, dtype=jnp.int32), draws)
+  patches = jax.jit(attack.patches)(carry.generator.params, key, index)
+  return np.asarray(patches).reshape(num, draws, *patches.shape[1:])

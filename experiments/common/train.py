@@ -23,11 +23,11 @@ from experiments.common.rundir import MetricsLog
 
 
 class Stopped(Exception):
-  """The run was asked to stop, and has saved where it is."""
+  """The run was asked to stop; what it had trained is saved."""
 
-  def __init__(self, signum: int, step: int):
-    super().__init__(f"stopped at step {step}")
-    self.signum, self.step = signum, step
+  def __init__(self, signum: int, where: str = "stopped"):
+    super().__init__(where)
+    self.signum = signum
 
 
 class Trained(NamedTuple):
@@ -37,13 +37,13 @@ class Trained(NamedTuple):
     carry: the states of classifier and generator.
     records: what `metrics.jsonl` holds.
     seconds: `compile` and `train`, of all starts of the run together.
-    resumed_at: the step that this process went on from; 0 for a fresh run.
+    commits: of the sources, one for each that trained a part of the run.
   """
 
   carry: training.Carry
   records: list[dict[str, Any]]
   seconds: dict[str, float]
-  resumed_at: int
+  commits: list[str]
 
 
 @contextlib.contextmanager
@@ -74,6 +74,7 @@ def train(
   splits: Splits,
   seed: int,
   directory: pathlib.Path,
+  commit: str,
   report: Callable[[str], None],
 ) -> Trained:
   """Trains to the end of the run, from where its checkpoints are.
@@ -83,6 +84,7 @@ def train(
     splits: the training images are put on the devices whole.
     seed: of the run.
     directory: of the run; `checkpoints/` and `metrics.jsonl` go there.
+    commit: of the sources, for the record.
     report: takes one line.
 
   Raises:
@@ -96,33 +98,34 @@ def train(
     Checkpoints(directory / "checkpoints") as checkpoints,
     _stop_signals() as received,
   ):
-    carry, seconds, resumed_at = _resume(checkpoints, carry, report)
-    log = MetricsLog(directory / "metrics.jsonl", resumed_at)
-    loop = _Loop(program, checkpoints, log, seconds, received)
-    with contextlib.closing(log), _device_memory(program.config.batch_size):
-      if resumed_at < program.total_steps:
+    carry, step, meta = _resume(checkpoints, carry, report)
+    log = MetricsLog(directory / "metrics.jsonl", step)
+    loop = _Loop(program, checkpoints, log, meta, received)
+    with contextlib.closing(log):
+      if step < program.total_steps:
+        if commit not in meta["commits"]:
+          meta["commits"].append(commit)
         carry = loop.run(carry, keys.fit, splits)
-  return Trained(carry, log.records, seconds, resumed_at)
+  return Trained(carry, log.records, meta["seconds"], meta["commits"])
 
 
 def _resume(checkpoints, carry, report):
   found = checkpoints.restore(carry.state, carry.generator, report=report)
   if found is None:
-    return carry, {"compile": 0.0, "train": 0.0}, 0
+    return carry, 0, {"seconds": {"compile": 0.0, "train": 0.0}, "commits": []}
   report(f"going on from step {found.step}")
-  return (
-    training.Carry(found.state, found.generator),
-    dict(found.meta["seconds"]),
-    found.step,
-  )
+  carry = training.Carry(found.state, found.generator)
+  return carry, found.step, found.meta
 
 
 class _Loop:
   """The loop over calls, with what it keeps count of."""
 
-  def __init__(self, program, checkpoints, log, seconds, received):
+  def __init__(self, program, checkpoints, log, meta, received):
     self.program, self.checkpoints, self.log = program, checkpoints, log
-    self.seconds, self.received = seconds, received
+    self.meta, self.seconds, self.received = meta, meta["seconds"], received
+    steps = jnp.arange(program.total_steps)
+    self.rates = np.asarray(jax.jit(jax.vmap(program.learning_rate))(steps))
     self.losses: list[float] = []  # since the last checkpoint
 
   def run(self, carry, key, splits):
@@ -133,6 +136,8 @@ class _Loop:
     begin = time.perf_counter()
     call = _compile(program, carry, key, images, labels)
     self.seconds["compile"] += time.perf_counter() - begin
+    if self.received:
+      raise Stopped(self.received[0], "stopped before the first step")
     saved = last = time.perf_counter()
     spent = self.seconds["train"]
     with _progress(program.total_steps, int(carry.state.step)) as bar:
@@ -159,9 +164,9 @@ class _Loop:
           self.seconds["train"] = spent
           self._save(step, carry)
           saved = last = time.perf_counter()
-        if stop and step < program.total_steps:
+        if stop:
           self.checkpoints.wait()
-          raise Stopped(self.received[0], step)
+          raise Stopped(self.received[0], f"stopped at step {step}")
     return carry
 
   def _record(self, step, metrics, seconds, spent):
@@ -182,7 +187,7 @@ class _Loop:
       "asr": sums["poisoned_correct"] / sums["poisoned"]
       if sums["poisoned"]
       else None,
-      "learning_rate": float(self.program.learning_rate(step - 1)),
+      "learning_rate": float(self.rates[step - 1]),
       "images_per_second": config.batch_size * self.program.steps / seconds,
       "seconds": spent,
     }
@@ -190,8 +195,8 @@ class _Loop:
   def _diverged(self, what):
     rate = self.program.config.learning_rate
     return UserError(
-      f"{what}: try --learning_rate={rate / 4:g} (now {rate:g}); the last good "
-      "checkpoint is kept"
+      f"{what}: try --learning_rate={rate / 4:g} (now {rate:g}) with another "
+      "--run_name or --overwrite; the last good checkpoint is kept"
     )
 
   def _save(self, step, carry):
@@ -202,7 +207,7 @@ class _Loop:
       step,
       carry.state,
       carry.generator,
-      {"seconds": dict(self.seconds)},
+      self.meta,
       math.fsum(self.losses) / len(self.losses),
     )
     self.losses = []
@@ -240,16 +245,3 @@ def _show(bar, record):
     refresh=False,
   )
   bar.update(record["step"] - bar.n)
-
-
-@contextlib.contextmanager
-def _device_memory(batch_size: int) -> Iterator[None]:
-  try:
-    yield
-  except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
-      raise
-    raise UserError(
-      f"the device has no memory left at --batch_size={batch_size}: try "
-      f"--batch_size={max(1, batch_size // 2)}"
-    ) from error

@@ -41,6 +41,10 @@ def test_an_attack_leaves_everything_behind(tiny, experiment, kwargs, targets):
   details = out["details"]
   assert len(details["attack_success_rate_per_target"]) == targets
   assert len(details["attack_success_rate_per_draw"]) == 2
+  matrix = details["source_target_matrix"]
+  assert [len(row) for row in matrix] == [10] * targets
+  for target, row in zip(details["target_labels"], matrix, strict=True):
+    assert [source for source, v in enumerate(row) if v is None] == [target]
   assert out["data"]["source"] == "builtin" and len(out["data"]["sha256"]) == 4
   assert set(out["seconds"]) == {"compile", "train", "evaluate"}
   assert out["steps"] == 10 and out["peak_memory_bytes"]["host"] > 2**20
