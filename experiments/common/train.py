@@ -110,12 +110,13 @@ def train(
 
 
 def _resume(checkpoints, carry, report):
+  meta = {"seconds": {"compile": 0.0, "train": 0.0}, "commits": []}
   found = checkpoints.restore(carry.state, carry.generator, report=report)
   if found is None:
-    return carry, 0, {"seconds": {"compile": 0.0, "train": 0.0}, "commits": []}
+    return carry, 0, meta
   report(f"going on from step {found.step}")
   carry = training.Carry(found.state, found.generator)
-  return carry, found.step, found.meta
+  return carry, found.step, meta | found.meta
 
 
 class _Loop:
