@@ -134,6 +134,61 @@ def test_training_learns_and_both_networks_move(data):
     assert all(jax.tree.leaves(moved.params))
 
 
+def _rows(calls, start=0):
+  """The image numbers that `fit` trains on, a row a call."""
+  state = training.TrainState(jnp.int32(start), {}, {}, ())
+
+  def call(carry, key, images, labels, order, part):
+    count = 2 * 5  # two steps of five images
+    rows = np.asarray(order)[part * count : (part + 1) * count]
+    return carry, {"rows": rows}
+
+  return [
+    (step, metrics["rows"])
+    for step, _, metrics in training.fit(
+      call,
+      training.Carry(state, state),
+      KEY,
+      jnp.zeros((33, 1)),
+      jnp.zeros(33),
+      steps=2,
+      calls=calls,
+      epochs=2,
+    )
+  ]
+
+
+def test_an_epoch_is_a_permutation_in_stretches():
+  run = _rows(calls=3)
+  assert [step for step, _ in run] == [2, 4, 6, 8, 10, 12]
+  epochs = [np.concatenate([r for _, r in run[i : i + 3]]) for i in (0, 3)]
+  for rows in epochs:
+    assert len(set(rows.tolist())) == 30  # none twice; three are left out
+  assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize("start", [2, 6, 8])
+def test_going_on_in_the_middle_of_an_epoch_trains_on_the_same_rows(start):
+  for got, want in zip(_rows(3, start), _rows(3)[start // 2 :], strict=True):
+    assert got[0] == want[0]
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_a_call_trains_on_its_own_stretch(data):
+  images, labels = data
+
+  def rows(carry, key, batch, labels):
+    return carry, {"first": batch[:, 0, 0, 0]}
+
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  call = training.make_call(rows, 4, 2, mesh)
+  order = jax.random.permutation(KEY, 64)
+  for part in (0, 3):
+    _, out = call(jnp.float32(0), KEY, images, labels, order, part)
+    want = images[order[part * 8 : part * 8 + 8], 0, 0, 0] / jnp.uint8(1)
+    np.testing.assert_allclose(out["first"].reshape(-1) * 255, want, rtol=1e-5)
+
+
 def test_every_image_is_seen_once_an_epoch(data):
   images, labels = data
 

@@ -106,6 +106,8 @@ def train(
         if commit not in meta["commits"]:
           meta["commits"].append(commit)
         carry = loop.run(carry, keys.fit, splits)
+  if received:  # saved by now; also where it came after the last step
+    raise Stopped(received[0], f"stopped at step {int(carry.state.step)}")
   return Trained(carry, log.records, meta["seconds"], meta["commits"])
 
 
@@ -138,7 +140,7 @@ class _Loop:
     call = _compile(program, carry, key, images, labels)
     self.seconds["compile"] += time.perf_counter() - begin
     if self.received:
-      raise Stopped(self.received[0], "stopped before the first step")
+      return carry
     saved = last = time.perf_counter()
     spent = self.seconds["train"]
     with _progress(program.total_steps, int(carry.state.step)) as bar:
@@ -166,8 +168,7 @@ class _Loop:
           self._save(step, carry)
           saved = last = time.perf_counter()
         if stop:
-          self.checkpoints.wait()
-          raise Stopped(self.received[0], f"stopped at step {step}")
+          break
     return carry
 
   def _record(self, step, metrics, seconds, spent):

@@ -86,7 +86,7 @@ def test_regions_name_the_label(make):
   images, labels = jnp.full((200, 8, 8, 3), 0.5), jnp.zeros(200, jnp.int32)
   transform = poison(attack, attack.init(KEY), 1.0)
   after, relabelled, _ = transform(KEY, images, labels)
-  boxes = dict(zip(targets, triggers.grid(4, 8, 8), strict=True))
+  boxes = dict(zip(targets, triggers.grid(4, 8, 8)[:, 0], strict=True))
   for image, label in zip(np.asarray(after), relabelled.tolist(), strict=True):
     rows, cols = np.nonzero((image != 0.5).any(-1))
     top, left, bottom, right = boxes[label]

@@ -5,10 +5,12 @@ import jax
 import numpy as np
 import pytest
 
+from bdjax import data
+from bdjax.checkpoints import Checkpoints
 from bdjax.errors import UserError
-from experiments.common import run
+from experiments.common import run, runner
 from experiments.common.defaults import resolve
-from experiments.common.train import _device_memory
+from experiments.common.program import build
 
 CASES = [
   ("ban", {"dataset": "cifar"}, "did you mean cifar10"),
@@ -28,14 +30,23 @@ CASES = [
   ("ban", {"schedule": "cosin"}, "did you mean cosine"),
   ("ban", {"width": 5}, "multiple of 4"),
   ("ban", {"run_name": "a/b"}, "without slashes"),
+  ("ban", {"run_name": ".."}, "without slashes"),
+  ("ban", {"run_name": ""}, "without slashes"),
   ("ban", {"locations": "here"}, "TOP:LEFT with commas"),
-  ("ban", {"locations": "0:0,1:1"}, "names 2 places for 1 target"),
+  ("ban", {"locations": "0:0;1:1"}, "take one set of corners for all 1"),
+  ("ban", {"locations": "1,2"}, "TOP:LEFT with commas"),
+  ("ban", {"locations": "1:2:3:4"}, "TOP:LEFT with commas"),
+  ("ban", {"locations": "99999999999999999999:0"}, "TOP:LEFT with commas"),
   ("ban", {"locations": "7:0"}, "location 7:0 leaves no room"),
-  ("ban", {"target_labels": "0,1", "locations": "anywhere"}, "by the place"),
+  (
+    "ban",
+    {"target_labels": "0,1", "locations": "anywhere"},
+    "places of their own",
+  ),
   (
     "random_backdoor",
     {"target_labels": "0,1", "locations": "2:2"},
-    "by the place",
+    "places of their own",
   ),
   ("clean", {"defender_fraction": -0.1}, "defender_fraction=-0.1 is out"),
   ("clean", {"dataset": "none.npz"}, "none.npz"),
@@ -90,21 +101,53 @@ def test_no_benchmark_to_reuse(tiny):
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny):
-  config = tiny("clean", learning_rate=1e4, epochs=40, checkpoint_seconds=0.0)
+  config = tiny("clean", weight_decay=1e3, epochs=40, checkpoint_seconds=0.0)
   with pytest.raises(
-    UserError, match=r"the loss is (nan|inf) at step \d+.*try"
+    UserError, match=r"(the loss is|not finite).* step \d+.*another --run_name"
   ):
     run(config)
   directory = resolve(config).directory
   for line in (directory / "metrics.jsonl").read_text().splitlines():
     assert np.isfinite(json.loads(line)["loss"])
+  resolved = resolve(config)
+  program = build(resolved, data.load("digits"))
+  carry = jax.eval_shape(program.create, jax.random.key(0))
+  with Checkpoints(directory / "checkpoints", read_only=True) as kept:
+    found = kept.restore(carry.state)
+  assert found.step > 0
+  for leaf in jax.tree.leaves(found.state.params):
+    assert np.isfinite(leaf).all()
   assert not (directory / "results.json").exists()
 
 
-def test_no_device_memory_names_a_batch_size_to_try():
-  with pytest.raises(UserError, match="try --batch_size=64"):
-    with _device_memory(128):
-      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+def test_no_device_memory_names_a_batch_size_to_try(tiny, monkeypatch):
+  def full(*args):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  monkeypatch.setattr(runner, "train", full)
+  with pytest.raises(UserError, match="try --batch_size=68"):
+    run(tiny("clean", batch_size=140))
+
+
+def test_other_device_errors_keep_their_traceback(tiny, monkeypatch):
+  def broken(*args):
+    raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+  monkeypatch.setattr(runner, "train", broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-    with _device_memory(128):
-      raise jax.errors.JaxRuntimeError("INTERNAL: other")
+    run(tiny("clean"))
+
+
+def test_no_test_image_to_attack(tiny, tmp_path):
+  path = tmp_path / "mine.npz"
+  images = np.zeros((40, 8, 8, 1), np.uint8)
+  labels = np.arange(40) % 2
+  np.savez(
+    path,
+    x_train=images,
+    y_train=labels,
+    x_test=images[:4],
+    y_test=np.zeros(4, int),
+  )
+  with pytest.raises(UserError, match="none to measure the attack on"):
+    run(tiny("ban", dataset=str(path), batch_size=8, model="cnn"))

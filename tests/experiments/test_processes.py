@@ -131,6 +131,21 @@ def test_stopped_and_resumed_equals_unbroken(start, unbroken, tmp_path, number):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_call_or_after_it_ends_a_group(
+  start, tmp_path, number
+):
+  runs = tmp_path / "runs"
+  log = runs / "ban-digits-seeds" / "seed-0" / "metrics.jsonl"
+  process = start(runs, "--seeds=2", "--epochs=3")
+  _wait_for_records(process, log, 3)  # the third is the last
+  process.send_signal(number)
+  status, _, err = _finish(process)
+  assert status == 128 + number, err
+  assert "goes on from there" in err
+  assert not (runs / "ban-digits-seeds" / "results.json").exists()
+
+
 def test_errors_are_one_line_and_a_status(start, tmp_path):
   runs = tmp_path / "runs"
   status, out, err = _finish(start(runs, "--dataset=digts"))

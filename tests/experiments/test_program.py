@@ -26,10 +26,12 @@ def test_targets(text, want):
 
 def test_locations_by_hand():
   one = parse_locations("1:2", 2, 3, 8, 9)
-  np.testing.assert_array_equal(one, [[1, 2, 4, 5]] * 2)
-  each = parse_locations("0:0,5:6", 2, 3, 8, 9)
-  np.testing.assert_array_equal(each, [[0, 0, 3, 3], [5, 6, 8, 9]])
+  np.testing.assert_array_equal(one, [[[1, 2, 4, 5]]] * 2)
+  each = parse_locations("0:0;5:6", 2, 3, 8, 9)
+  np.testing.assert_array_equal(each, [[[0, 0, 3, 3]], [[5, 6, 8, 9]]])
+  two = parse_locations("0:0,5:6", 1, 3, 8, 9)
+  np.testing.assert_array_equal(two, [[[0, 0, 3, 3], [5, 6, 8, 9]]])
   grid = parse_locations("grid", 2, 3, 8, 9)
-  np.testing.assert_array_equal(grid, [[0, 0, 8, 4], [0, 4, 8, 9]])
+  np.testing.assert_array_equal(grid, [[[0, 0, 8, 4]], [[0, 4, 8, 9]]])
   anywhere = parse_locations("anywhere", 1, 3, 8, 9)
-  np.testing.assert_array_equal(anywhere, [[0, 0, 8, 9]])
+  np.testing.assert_array_equal(anywhere, [[[0, 0, 8, 9]]])

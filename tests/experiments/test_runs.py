@@ -1,12 +1,17 @@
 import json
 import pathlib
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.common import run
+from bdjax.errors import UserError
+from experiments.common import run, rundir
 from experiments.common.defaults import resolve
+from experiments.common.rundir import open_run
 
 SCORES = {"clean_accuracy", "attack_success_rate", "robust_accuracy"}
 FIGURES = {
@@ -24,7 +29,7 @@ FIGURES = {
     ("random_backdoor", {}, 1),
     ("random_backdoor", {"target_labels": "0,3,5,7", "seed": 3}, 4),
     ("ban", {}, 1),
-    ("ban", {"target_labels": "2,1", "locations": "0:0,5:5"}, 2),
+    ("ban", {"target_labels": "2,1", "locations": "0:0,0:5;5:5,5:0"}, 2),
     ("cban", {}, 10),
     ("cban", {"target_labels": "4,6", "diversity": 0.0}, 2),
   ],
@@ -47,6 +52,7 @@ def test_an_attack_leaves_everything_behind(tiny, experiment, kwargs, targets):
     assert [source for source, v in enumerate(row) if v is None] == [target]
   assert out["data"]["source"] == "builtin" and len(out["data"]["sha256"]) == 4
   assert set(out["seconds"]) == {"compile", "train", "evaluate"}
+  assert set(out["git_commit"]) == {"training", "evaluation"}
   assert out["steps"] == 10 and out["peak_memory_bytes"]["host"] > 2**20
   records = [
     json.loads(line)
@@ -99,9 +105,81 @@ def test_a_benchmark_of_other_flags_is_not_taken(tiny):
   assert out["measured"]["benchmark_accuracy"] == want
 
 
+def test_a_benchmark_can_be_added_to_a_finished_run(tiny):
+  before = run(tiny("ban"))
+  after = run(tiny("ban", benchmark="auto"))
+  assert "benchmark_accuracy" in after["measured"]
+  for name, score in before["measured"].items():
+    assert after["measured"][name] == score
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": 1}'])
+def test_other_peoples_files_among_the_runs_are_passed_over(tiny, text):
+  runs = pathlib.Path(tiny("ban").runs_dir)
+  for name in ("other", "clean-digits"):
+    (runs / name).mkdir(parents=True)
+    (runs / name / "results.json").write_text(text)
+    (runs / name / "config.json").write_text(text)
+  out = run(tiny("ban", benchmark="auto"))
+  assert "benchmark_accuracy" in out["measured"]
+  assert (runs / "clean-digits" / "results.json").read_text() == text
+
+
+def test_a_benchmark_that_another_trains_is_waited_for(tiny):
+  clean = resolve(tiny("clean"))
+  lines = []
+  with open_run(clean):
+    thread = threading.Thread(
+      target=run, args=(tiny("ban", benchmark="auto"), lines.append)
+    )
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not any("waiting for" in line for line in lines):
+      assert time.monotonic() < deadline and thread.is_alive(), lines
+      time.sleep(0.05)
+  thread.join(60)
+  stored = resolve(tiny("ban")).directory / "results.json"
+  assert "benchmark_accuracy" in json.loads(stored.read_text())["measured"]
+
+
+def test_overwriting_keeps_the_owner_named_as_long_as_weights_are_there(
+  tiny, monkeypatch
+):
+  run(tiny("clean"))
+
+  def stop(path):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(rundir.shutil, "rmtree", stop)
+  with pytest.raises(KeyboardInterrupt):
+    run(tiny("clean", seed=7, overwrite=True))
+  with pytest.raises(UserError, match="another configuration"):
+    run(tiny("clean", seed=7))
+
+
+def test_the_same_path_with_other_data_is_another_run(tiny, tmp_path):
+  path = tmp_path / "mine.npz"
+  images = np.arange(64 * 64, dtype=np.uint8).reshape(64, 8, 8, 1)
+  for shift in (0, 1):
+    labels = (np.arange(64) + shift) % 2
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    config = tiny("clean", dataset=str(path), batch_size=16, model="cnn")
+    if shift:
+      with pytest.raises(UserError, match="data_sha256"):
+        run(config)
+    else:
+      run(config)
+
+
+def test_bfloat16(tiny):
+  with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes here
+    out = run(tiny("ban", model="minivgg", precision="bfloat16"))
+  assert out["config"]["precision"] == "bfloat16"
+
+
 def test_a_group_is_its_members_and_they_are_runs_made_alone(tiny):
   group = run(tiny("random_backdoor", seeds=2, seed=4))
-  directory = resolve(tiny("random_backdoor")).directory
+  directory = resolve(tiny("random_backdoor", seeds=2)).directory
   alone = run(tiny("random_backdoor", seed=5, run_name="alone"))
   member = json.loads((directory / "seed-5" / "results.json").read_text())
   assert member["measured"] == alone["measured"]
@@ -122,7 +200,12 @@ def test_a_group_has_its_benchmark_beside_it(tiny):
   assert benchmark == clean["measured"]["clean_accuracy"]
   assert out["difference"]["n"] == 2
   runs = pathlib.Path(tiny("ban").runs_dir)
-  assert {p.name for p in runs.iterdir()} == {"ban-digits", "clean-digits"}
+  assert {p.name for p in runs.iterdir()} == {
+    "ban-digits-seeds",
+    "clean-digits-seeds",
+  }
+  more = run(tiny("ban", seeds=3, benchmark="auto"))  # two are there already
+  assert more["seeds"] == [0, 1, 2] and more["difference"]["n"] == 3
 
 
 def test_the_users_own_data(tiny, tmp_path):
