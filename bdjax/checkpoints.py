@@ -231,6 +231,11 @@ class Checkpoints:
         record, values = self._read(candidate, targets)
       except (UserError, MemoryError):
         raise
+      except PermissionError as error:
+        raise UserError(
+          f"checkpoint {candidate} in {self._directory} cannot be read "
+          f"({error.strerror}): run as the user who owns it"
+        ) from error
       except Exception:  # damaged files end in errors of every kind
         self._damaged.add(candidate)
         self._losses[candidate] = math.inf

@@ -82,7 +82,8 @@ def ban(
 
   Where the paper leaves a choice: the generator is the released code's
   (`models/generator.py`); both networks are updated from one backward pass of
-  the same loss, so the updates are simultaneous, not alternating.
+  the same loss, so the updates are simultaneous, not alternating. The
+  experiments add `sameness` to the paper's loss, with `--diversity` above 0.
 
   Args:
     targets: target labels.

@@ -20,7 +20,9 @@ def cban(
 
   Salem et al. 2022, section 3.3: the trigger itself carries the label, so the
   places of different labels may overlap. The one-hot vector runs over the
-  target labels, which for all classes as targets is the paper's.
+  target labels, which for all classes as targets is the paper's. The
+  experiments add `sameness` to the paper's loss, as for `ban`: measured
+  without it, the labels' triggers stay one and the same and the attack fails.
 
   Args:
     targets: target labels.

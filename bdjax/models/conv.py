@@ -77,47 +77,42 @@ def _backward(strides, padding, residuals, g):
 canonical_conv.defvjp(_forward, _backward)
 
 
-def conv(
-  lhs,
-  rhs,
-  window_strides,
-  padding,
-  lhs_dilation=None,
-  rhs_dilation=None,
-  dimension_numbers=None,
-  feature_group_count=1,
-  precision=None,
-  preferred_element_type=None,
-  **kwargs,
-):
+def conv(lhs, rhs, window_strides, padding, **kwargs):
   """`lax.conv_general_dilated`, fast on this backend; for `nnx.Conv`.
 
   Takes and returns what `lax.conv_general_dilated` does. Cases that the
   models here do not use (groups, dilation, other layouts) go to `lax`.
   """
-  plain = all(d is None or set(d) <= {1} for d in (lhs_dilation, rhs_dilation))
-  if (
-    jax.default_backend() != "cpu" or not plain or feature_group_count != 1
-  ) or (lhs.ndim != 4):
-    return lax.conv_general_dilated(
-      lhs,
-      rhs,
-      window_strides,
-      padding,
-      lhs_dilation=lhs_dilation,
-      rhs_dilation=rhs_dilation,
-      dimension_numbers=dimension_numbers,
-      feature_group_count=feature_group_count,
-      precision=precision,
-      preferred_element_type=preferred_element_type,
-      **kwargs,
-    )
+  if jax.default_backend() != "cpu" or not _is_plain(lhs, rhs, **kwargs):
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
   strides = tuple(window_strides)
   if isinstance(padding, str):
     pads = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
   else:
     pads = padding
   return canonical_conv(lhs, rhs, strides, tuple(tuple(p) for p in pads))
+
+
+def _is_plain(
+  lhs,
+  rhs,
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dimension_numbers=None,
+  **kwargs,
+):
+  """Whether `canonical_conv` computes what these arguments ask for."""
+  if lhs.ndim != 4 or dimension_numbers is None:
+    return False
+  shapes = lhs.shape, rhs.shape
+  asked = lax.conv_dimension_numbers(*shapes, dimension_numbers)
+  same_layout = asked == lax.conv_dimension_numbers(*shapes, _CANONICAL)
+  undilated = all(
+    d is None or set(d) <= {1} for d in (lhs_dilation, rhs_dilation)
+  )
+  return (
+    same_layout and undilated and all(v in (None, 1) for v in kwargs.values())
+  )
 
 
 @jax.custom_vjp

@@ -44,7 +44,7 @@ class Config:
 
   # Model.
   model: str | None = _flag(
-    None, f"{', '.join(MODELS)} (default: cnn, for CIFAR-10 resnet18)."
+    None, f"{', '.join(MODELS)} (default: digits and MNIST cnn, else resnet18)."
   )
   width: int = _flag(64, "Filters of the first stage; 64 is the literature's.")
   stem: str = _flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")

@@ -89,11 +89,12 @@ def trigger_diversity(
 ) -> float:
   """How much the triggers of one target differ from draw to draw.
 
-  The standard deviation over draws of a pixel, averaged over pixels, channels
-  and targets. 0: the generator makes one fixed trigger; 0.289: U[0,1].
+  In the unit of `--diversity`: the root mean square difference of two draws,
+  over that of two U[0,1] draws. 0: the generator makes one fixed trigger.
   """
   patches = sample_patches(program, carry, key, draws)
-  return float(patches.std(1).mean())
+  # Two draws differ by twice the variance in the mean square; U[0,1]'s is 1/12.
+  return float(np.sqrt(12 * patches.var(1).mean()))
 
 
 def sample_patches(

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bdjax import models
 from bdjax.models import conv
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -62,6 +63,34 @@ def test_groups_and_dilation_go_to_lax():
   got = conv.conv(x, kernel, (1, 1), "SAME", **kwargs)
   want = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", **kwargs)
   np.testing.assert_array_equal(got, want)
+
+
+def test_other_layouts_go_to_lax():
+  x = jax.random.normal(jax.random.key(0), (1, 3, 8, 8))
+  kernel = jax.random.normal(jax.random.key(1), (4, 3, 3, 3))
+  numbers = ("NCHW", "OIHW", "NCHW")
+  got = conv.conv(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+  want = jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+  )
+  np.testing.assert_array_equal(got, want)
+
+
+def test_the_models_convolutions_are_canonical():
+  model = models.get("resnet18", image_shape=(8, 8, 3), num_classes=3, width=4)
+  params, stats = jax.eval_shape(model.init, jax.random.key(0))
+  images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+
+  def loss(params, stats, images):
+    return model.apply(params, stats, images, True)[0].sum()
+
+  text = jax.jit(jax.grad(loss)).lower(params, stats, images).as_text()
+  found = {
+    line.split("dim_numbers = ")[1].split(",  window")[0].split(", window")[0]
+    for line in text.splitlines()
+    if "stablehlo.convolution" in line
+  }
+  assert found == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
 
 
 def test_gradient_in_a_loop_asks_for_canonical_layouts_only():
