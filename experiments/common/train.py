@@ -53,7 +53,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
   def handler(signum, frame):
     if received:
-      raise KeyboardInterrupt
+      raise Stopped(signum, "stopped at once; the last checkpoint is kept")
     received.append(signum)
 
   # Only the main thread may set handlers; elsewhere the caller's stay.
