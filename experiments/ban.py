@@ -7,4 +7,4 @@ python -m experiments.ban --dataset=mnist --target_labels=all
 from experiments import common
 
 if __name__ == "__main__":
-  common.main("ban", __doc__)
+  common.main("ban")

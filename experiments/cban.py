@@ -6,4 +6,4 @@ python -m experiments.cban --dataset=mnist
 from experiments import common
 
 if __name__ == "__main__":
-  common.main("cban", __doc__)
+  common.main("cban")

@@ -6,4 +6,4 @@ python -m experiments.clean --dataset=cifar10 --width=16
 from experiments import common
 
 if __name__ == "__main__":
-  common.main("clean", __doc__)
+  common.main("clean")

@@ -7,4 +7,4 @@ python -m experiments.random_backdoor --dataset=mnist --target_labels=all
 from experiments import common
 
 if __name__ == "__main__":
-  common.main("random_backdoor", __doc__)
+  common.main("random_backdoor")

@@ -21,12 +21,11 @@ _DEFINE = {
 }
 
 
-def main(experiment: str, summary: str) -> None:
-  """Runs an experiment from the command line.
+def main(experiment: str) -> None:
+  """Runs an experiment from the command line; to be called by its script.
 
   Args:
     experiment: its name, `Config.experiment`.
-    summary: its module's docstring, shown by `--help`.
   """
   names = [field.name for field in fields_of(experiment)]
   for field in fields_of(experiment):
@@ -37,7 +36,6 @@ def main(experiment: str, summary: str) -> None:
       field.metadata["help"],
       module_name=sys.argv[0],  # for --help to show it
     )
-  sys.modules["__main__"].__doc__ = summary
 
   def start(argv):
     if len(argv) > 1:
