@@ -96,13 +96,35 @@ def ban(
   Returns:
     The attack.
   """
+  return generated(targets, boxes, size, channels, noise_dim, width, False)
+
+
+def generated(
+  targets: tuple[int, ...],
+  boxes: np.ndarray,
+  size: int,
+  channels: int,
+  noise_dim: int,
+  width: int,
+  conditional: bool,
+) -> Attack:
+  """What `ban` and `cban` have in common.
+
+  Args as theirs, and `conditional`: the generator takes the label, one-hot.
+  """
+  num = len(targets)
   generator = trigger_mlp(
-    noise_dim=noise_dim, num_labels=0, size=size, channels=channels, width=width
+    noise_dim=noise_dim,
+    num_labels=num if conditional else 0,
+    size=size,
+    channels=channels,
+    width=width,
   )
 
   def patches(params, key, index):
     noise = jax.random.uniform(key, (index.shape[0], noise_dim))
-    return generator.apply(params, noise, None)
+    condition = jax.nn.one_hot(index, num) if conditional else None
+    return generator.apply(params, noise, condition)
 
   return Attack(
     targets=jnp.asarray(targets, jnp.int32),

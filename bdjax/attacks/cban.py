@@ -1,11 +1,9 @@
 """Conditional Backdoor Generating Network, cBaN (Salem et al. 2022, s. 3.3)."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from bdjax.attacks.ban import generated
 from bdjax.attacks.poison import Attack
-from bdjax.models.generator import trigger_mlp
 
 
 def cban(
@@ -35,23 +33,4 @@ def cban(
   Returns:
     The attack.
   """
-  num = len(targets)
-  generator = trigger_mlp(
-    noise_dim=noise_dim,
-    num_labels=num,
-    size=size,
-    channels=channels,
-    width=width,
-  )
-
-  def patches(params, key, index):
-    noise = jax.random.uniform(key, (index.shape[0], noise_dim))
-    return generator.apply(params, noise, jax.nn.one_hot(index, num))
-
-  return Attack(
-    targets=jnp.asarray(targets, jnp.int32),
-    boxes=jnp.asarray(boxes, jnp.int32),
-    init=generator.init,
-    patches=patches,
-    trigger_size=size,
-  )
+  return generated(targets, boxes, size, channels, noise_dim, width, True)
