@@ -5,8 +5,6 @@ import os
 import shutil
 import tempfile
 
-import pytest
-
 # Before jax is imported: CPU, and four of it for the sharding tests.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -24,11 +22,3 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-
-@pytest.fixture(scope="session")
-def one_device():
-  """A mesh of the first virtual device alone."""
-  from bdjax import sharding
-
-  return sharding.make_mesh(jax.devices()[:1])
