@@ -98,6 +98,7 @@ def success_matrix(
   predictions: np.ndarray,
   labels: np.ndarray,
   targets: np.ndarray,
+  counts: np.ndarray,
   num_classes: int,
 ) -> np.ndarray:
   """Attack success rate from each source label to each target.
@@ -107,49 +108,45 @@ def success_matrix(
       in draw d.
     labels: int [N], the true ones.
     targets: int [T].
+    counts: bool [T,N], the images that count for each target.
     num_classes: K.
 
   Returns:
-    float64 [T,K], fractions; NaN where the source is the target or has no
-    images.
+    float64 [T,K], fractions; NaN where no image counts, as where the source
+    is the target.
   """
   hits = (predictions == targets[None, :, None]).mean(0)  # [T,N]
   sources = np.eye(num_classes)[labels]  # [N,K]
   with np.errstate(invalid="ignore"):
-    matrix = (hits @ sources) / sources.sum(0)
-  matrix[targets[:, None] == np.arange(num_classes)] = np.nan
-  return matrix
+    return ((hits * counts) @ sources) / (counts @ sources)
 
 
 def attack_success_rate(
-  predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray
+  predictions: np.ndarray, targets: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
   """The share of triggered images classified as the target, per target.
 
-  Images whose true label is the target do not count.
-
   Args:
     predictions: int [D,T,N], as in `success_matrix`.
-    labels: int [N].
     targets: int [T].
+    counts: bool [T,N], the images that count for each target; never those
+      whose true label it is.
 
   Returns:
-    float64 [D,T], fractions; NaN for a target without other images.
+    float64 [D,T], fractions; NaN for a target for which no image counts.
   """
-  counts = labels[None] != targets[:, None]  # [T,N]
   hits = (predictions == targets[None, :, None]) & counts
   with np.errstate(invalid="ignore"):
     return hits.sum(-1) / counts.sum(-1)
 
 
 def robust_accuracy(
-  predictions: np.ndarray, labels: np.ndarray, targets: np.ndarray
+  predictions: np.ndarray, labels: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
   """The share of triggered images still given their true label, per target.
 
-  Args and result as for `attack_success_rate`.
+  Args and result as for `attack_success_rate`, with labels int [N].
   """
-  counts = labels[None] != targets[:, None]
   hits = (predictions == labels) & counts
   with np.errstate(invalid="ignore"):
     return hits.sum(-1) / counts.sum(-1)

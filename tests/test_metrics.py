@@ -13,16 +13,17 @@ def test_accuracy_by_hand():
 # 1 and 2 count, towards 2 only those labelled 0, 0 and 1.
 LABELS = np.array([0, 0, 1, 2])
 TARGETS = np.array([0, 2])
+COUNTS = LABELS[None] != TARGETS[:, None]
 PREDICTIONS = np.array([[[0, 0, 0, 2], [2, 0, 1, 2]]])
 
 
 def test_attack_success_rate_by_hand():
-  got = metrics.attack_success_rate(PREDICTIONS, LABELS, TARGETS)
+  got = metrics.attack_success_rate(PREDICTIONS, TARGETS, COUNTS)
   np.testing.assert_allclose(got, [[1 / 2, 1 / 3]])
 
 
 def test_robust_accuracy_by_hand():
-  got = metrics.robust_accuracy(PREDICTIONS, LABELS, TARGETS)
+  got = metrics.robust_accuracy(PREDICTIONS, LABELS, COUNTS)
   np.testing.assert_allclose(got, [[1 / 2, 2 / 3]])
 
 
@@ -30,15 +31,18 @@ def test_images_of_the_target_do_not_count():
   predictions = PREDICTIONS.copy()
   predictions[0, 0, :2] = 1  # the images labelled 0, towards 0
   predictions[0, 1, 3] = 1  # the image labelled 2, towards 2
-  for score in (metrics.attack_success_rate, metrics.robust_accuracy):
+  for score, by in (
+    (metrics.attack_success_rate, TARGETS),
+    (metrics.robust_accuracy, LABELS),
+  ):
     np.testing.assert_array_equal(
-      score(predictions, LABELS, TARGETS), score(PREDICTIONS, LABELS, TARGETS)
+      score(predictions, by, COUNTS), score(PREDICTIONS, by, COUNTS)
     )
 
 
 def test_success_matrix_by_hand():
   two = np.concatenate([PREDICTIONS, np.zeros_like(PREDICTIONS)])
-  got = metrics.success_matrix(two, LABELS, TARGETS, 4)
+  got = metrics.success_matrix(two, LABELS, TARGETS, COUNTS, 4)
   nan = np.nan
   np.testing.assert_allclose(
     got, [[nan, 1.0, 0.5, nan], [1 / 4, 0.0, nan, nan]]
@@ -47,7 +51,7 @@ def test_success_matrix_by_hand():
 
 def test_no_image_but_the_targets():
   got = metrics.attack_success_rate(
-    np.zeros((1, 1, 2), int), np.zeros(2, int), np.array([0])
+    np.zeros((1, 1, 2), int), np.array([0]), np.zeros((1, 2), bool)
   )
   assert np.isnan(got).all()
 

@@ -16,7 +16,7 @@ Transform = Callable[
 
 
 class Attack(NamedTuple):
-  """A dynamic backdoor: how a fresh trigger is drawn for each image.
+  """A backdoor: how the trigger of each image is drawn.
 
   Attributes:
     targets: int32 [T], the target labels, distinct.
@@ -26,6 +26,8 @@ class Attack(NamedTuple):
     patches: `(params, key, index) -> float32 [B,s,s,C]` in [0,1]: a fresh
       patch for each `index` int32 [B] into `targets`.
     trigger_size: s, in pixels.
+    sources: bool [T,K], the true labels that are triggered towards each target;
+      None: all but the target itself.
   """
 
   targets: jax.Array
@@ -33,6 +35,16 @@ class Attack(NamedTuple):
   init: Callable[[jax.Array], Any]
   patches: Callable[[Any, jax.Array, jax.Array], jax.Array]
   trigger_size: int
+  sources: jax.Array | None = None
+
+  def eligible(self, labels: jax.Array) -> jax.Array:
+    """Which targets an image of true label int32 [B] may have: bool [B,T].
+
+    Never its own label: a triggered image that carries its true label could
+    neither be learnt from nor counted as a success.
+    """
+    other = self.targets[None, :] != labels[:, None]
+    return other if self.sources is None else other & self.sources.T[labels]
 
 
 def draw_triggers(
@@ -60,33 +72,28 @@ def draw_triggers(
 
 
 def choose_targets(
-  key: jax.Array, targets: jax.Array, labels: jax.Array
+  key: jax.Array, eligible: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws each image's target uniformly among those that are not its label.
+  """Draws each image's target uniformly among those that it may have.
 
   Args:
     key: a random key.
-    targets: int32 [T].
-    labels: int32 [B], the true labels.
+    eligible: bool [B,T], from `Attack.eligible`.
 
   Returns:
-    index int32 [B] into targets, and eligible bool [B]: false where the only
-    target is the image's own label.
+    index int32 [B] into the targets, and bool [B]: whether there is one.
   """
-  other = targets[None, :] != labels[:, None]  # [B,T]
-  scores = jax.random.uniform(key, other.shape)
-  return jnp.where(other, scores, -1.0).argmax(1), other.any(1)
+  scores = jax.random.uniform(key, eligible.shape)
+  return jnp.where(eligible, scores, -1.0).argmax(1), eligible.any(1)
 
 
 def poison(attack: Attack, params: Any, rate: float) -> Transform:
   """Poisons a batch: stamps fresh triggers and changes the labels.
 
   Each image is poisoned with probability `rate`, towards a target drawn
-  uniformly from the target labels other than its own. An image whose own
-  label is the only target stays clean: a triggered image never carries its
-  true label, so the attack cannot be learnt from, nor counted on, such
-  images. (With one target of K balanced classes the poisoned share of a
-  batch is therefore rate * (K - 1) / K.)
+  uniformly from those that it may have (`Attack.eligible`). An image whose own
+  label is the only target stays clean. (With one target of K balanced classes
+  the poisoned share of a batch is therefore rate * (K - 1) / K.)
 
   Args:
     attack: the attack.
@@ -99,8 +106,8 @@ def poison(attack: Attack, params: Any, rate: float) -> Transform:
 
   def transform(key, images, labels):
     which, target, trigger = jax.random.split(key, 3)
-    index, eligible = choose_targets(target, attack.targets, labels)
-    poisoned = jax.random.bernoulli(which, rate, labels.shape) & eligible
+    index, any_target = choose_targets(target, attack.eligible(labels))
+    poisoned = jax.random.bernoulli(which, rate, labels.shape) & any_target
     drawn = draw_triggers(attack, params, trigger, index, images.shape[1:3])
     triggered = stamp(drawn, images)
     images = jnp.where(poisoned[:, None, None, None], triggered, images)

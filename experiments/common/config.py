@@ -7,7 +7,8 @@ from typing import Any
 from bdjax.data import NAMES
 from bdjax.models import MODELS
 
-ATTACKS = ("random_backdoor", "ban", "cban")
+GENERATED = ("ban", "cban")  # by a network
+ATTACKS = ("badnets", "random_backdoor", *GENERATED)
 
 
 def _flag(default: Any, help_text: str, **meta: Any) -> Any:
@@ -82,57 +83,65 @@ class Config:
   target_labels: str | None = _flag(
     None,
     "all, or labels with commas (default: 0; all for cban).",
-    attack=True,
+    only=ATTACKS,
+  )
+  all_to_all: bool = _flag(
+    False,
+    "Every label a target, of the images of the label before it.",
+    only=("badnets",),
   )
   locations: str | None = _flag(
     None,
-    "Where triggers lie: anywhere, grid (one region a target), or a set of "
-    "corners TOP:LEFT with commas, the sets of several targets with semicolons "
-    "between them (default: grid for several targets of random_backdoor and "
-    "ban, else anywhere).",
-    attack=True,
+    "Where triggers lie: anywhere, grid (one region a target), corner (the "
+    "bottom right one), or a set of places TOP:LEFT with commas, the sets of "
+    "several targets with semicolons between them (default: corner for "
+    "badnets; grid for several targets of random_backdoor and ban; else "
+    "anywhere).",
+    only=ATTACKS,
   )
   trigger_size: int | None = _flag(
     None,
-    "Side of the trigger, in pixels (default: digits 3, else 5).",
-    attack=True,
+    "Side of the trigger, in pixels (default: digits and badnets 3, else 5).",
+    only=ATTACKS,
   )
   poison_rate: float | None = _flag(
     None,
     "Chance of an image to be triggered in a step (default: several targets "
     "0.3; one target 0.1, but random_backdoor on digits and CIFAR-10 0.2).",
-    attack=True,
+    only=ATTACKS,
   )
   backdoor_weight: float | None = _flag(
-    None, "Weight of the poisoned images' loss (default: 1).", attack=True
+    None, "Weight of the poisoned images' loss (default: 1).", only=ATTACKS
   )
   noise_dim: int | None = _flag(
-    None, "Length of the generator's noise (default: 100).", generator=True
+    None, "Length of the generator's noise (default: 100).", only=GENERATED
   )
   generator_width: int | None = _flag(
-    None, "Units of the generator's embedding (default: 64).", generator=True
+    None, "Units of the generator's embedding (default: 64).", only=GENERATED
   )
   generator_learning_rate: float | None = _flag(
-    None, "Of the generator's Adam (default: 1e-3).", generator=True
+    None, "Of the generator's Adam (default: 1e-3).", only=GENERATED
   )
   diversity: float | None = _flag(
     None,
     "How much the triggers of a label shall differ from draw to draw: 1 as "
     "much as random pixels, 0 for the paper's loss alone, whose triggers "
     "become one and the same (default: 0.5).",
-    generator=True,
+    only=GENERATED,
   )
 
   # Evaluation.
   eval_draws: int | None = _flag(
-    None, "Fresh triggers a test image and target (default: 5).", attack=True
+    None,
+    "Fresh triggers a test image and target (default: badnets 1, else 5).",
+    only=ATTACKS,
   )
   benchmark: str | None = _flag(
     None,
     "Accuracy of the same model trained clean: auto (a finished run of "
     "experiments.clean with the same flags, else trains one now), reuse "
     "(never trains) or none (default: auto).",
-    attack=True,
+    only=ATTACKS,
     free=True,
   )
 
@@ -166,23 +175,36 @@ def fields_of(experiment: str) -> list[dataclasses.Field]:
   for field in dataclasses.fields(Config):
     if "help" not in field.metadata:
       continue
-    if field.metadata.get("attack") and experiment == "clean":
-      continue
-    if field.metadata.get("generator") and experiment not in ("ban", "cban"):
-      continue
-    out.append(field)
+    if experiment in field.metadata.get("only", (experiment,)):
+      out.append(field)
   return out
 
 
 def identity(config: Config) -> dict[str, Any]:
-  """What a run's outcome depends on: all fields but places and manners.
+  """What a run's outcome depends on: all its flags but places and manners.
 
   Of the number of seeds only whether there are several: a group of three can
   become one of five.
   """
   fields = {
     f.name: getattr(config, f.name)
-    for f in dataclasses.fields(config)
+    for f in fields_of(config.experiment)
     if not f.metadata.get("free")
   }
-  return fields | {"group": config.seeds > 1}
+  return fields | {
+    "experiment": config.experiment,
+    "data_sha256": config.data_sha256,
+    "group": config.seeds > 1,
+  }
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+  """Where two identities differ, `NAME A there, B here` each.
+
+  A flag that one of them does not know is None there.
+  """
+  return [
+    f"{key} {stored.get(key)} there, {wanted.get(key)} here"
+    for key in sorted(stored.keys() | wanted.keys())
+    if stored.get(key) != wanted.get(key)
+  ]

@@ -8,7 +8,7 @@ import jax
 
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-from experiments.common.config import ATTACKS, Config
+from experiments.common.config import ATTACKS, GENERATED, Config
 
 # What is left to choose per dataset (None in `Config`). Chosen by measuring:
 # README, "How the defaults were chosen".
@@ -63,11 +63,10 @@ def resolve(config: Config) -> Config:
   values = dict(known)
   attacks = config.experiment in ATTACKS
   if attacks:
-    targets = config.target_labels or (
-      "all" if config.experiment == "cban" else "0"
-    )
+    every = config.experiment == "cban" or config.all_to_all
+    targets = config.target_labels or ("all" if every else "0")
     several = targets == "all" or "," in targets
-    regions = several and config.experiment != "cban"
+    regions = several and not every
     values |= {
       "target_labels": targets,
       "locations": "grid" if regions else "anywhere",
@@ -77,12 +76,15 @@ def resolve(config: Config) -> Config:
     }
     if several:  # a rate for each target: 0.03 with ten
       values["poison_rate"] = 0.3
-    elif config.experiment == "ban":
+    elif config.experiment != "random_backdoor":
       values["poison_rate"] = 0.1
+    if config.experiment == "badnets":
+      values |= {"trigger_size": 3, "eval_draws": 1}
+      values["locations"] = "grid" if regions else "corner"
   else:
     values.pop("trigger_size")
     values.pop("poison_rate")
-  if config.experiment in ("ban", "cban"):
+  if config.experiment in GENERATED:
     values |= {
       "noise_dim": 100,
       "generator_width": 64,
@@ -90,7 +92,9 @@ def resolve(config: Config) -> Config:
       "diversity": 0.5,
     }
   name = f"{config.experiment}-{pathlib.Path(config.dataset).stem}"
-  if attacks and config.experiment != "cban" and several:
+  if config.all_to_all:
+    name += "-all-to-all"
+  elif attacks and config.experiment != "cban" and several:
     name += "-multi"
   if config.seeds > 1:
     name += "-seeds"

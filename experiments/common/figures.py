@@ -64,10 +64,11 @@ def _draw_examples(program, trained, splits, key, path):
   attack, carry = program.attack, trained.carry
   targets = np.asarray(attack.targets)
   labels = splits.test.labels
+  counts = np.asarray(attack.eligible(labels)).T
   rows, index = [], []
   for row in range(len(labels)):
     i = len(rows) % len(targets)
-    if labels[row] != targets[i]:
+    if counts[i, row]:
       rows.append(row)
       index.append(i)
     if len(rows) == EXAMPLES:

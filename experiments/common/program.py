@@ -10,6 +10,7 @@ import optax
 
 from bdjax import evaluation, models, sharding, training
 from bdjax.attacks import triggers
+from bdjax.attacks.badnets import badnets
 from bdjax.attacks.ban import ban, sameness
 from bdjax.attacks.cban import cban
 from bdjax.attacks.poison import Attack, compose, poison
@@ -107,6 +108,9 @@ def parse_locations(
     boxes = triggers.whole_image(num, height, width)
   elif text == "grid":
     boxes = triggers.grid(num, height, width)
+  elif text == "corner":
+    corner = [height - size, width - size, height, width]
+    boxes = np.tile(np.array(corner, np.int32), (num, 1, 1))
   else:
     sets = [_corners(part, text) for part in text.split(";")]
     if len(sets) not in (1, num) or len({len(s) for s in sets}) > 1:
@@ -127,7 +131,8 @@ def _corners(part: str, text: str) -> list[tuple[int, int]]:
       raise ValueError
   except ValueError:
     raise UserError(
-      f"--locations={text}: take anywhere, grid, or TOP:LEFT with commas"
+      f"--locations={text}: take anywhere, grid, corner, or TOP:LEFT with "
+      "commas"
     ) from None
   return corners
 
@@ -149,6 +154,13 @@ def make_attack(
   common = (targets, boxes, size, channels)
   if config.experiment == "cban":
     return cban(*common, config.noise_dim, config.generator_width)
+  if config.all_to_all:
+    if targets != tuple(range(num_classes)):
+      raise UserError(
+        f"--target_labels={config.target_labels} contradicts --all_to_all, in "
+        "which every label is a target: leave one of them out"
+      )
+    return badnets(*common, num_classes)
   places = boxes.reshape(-1, 4)
   if len(targets) > 1 and len(np.unique(places, axis=0)) < len(places):
     raise UserError(
@@ -156,6 +168,8 @@ def make_attack(
       "name the label: take --locations=grid, a set of corners for each, or "
       "experiments.cban"
     )
+  if config.experiment == "badnets":
+    return badnets(*common)
   if config.experiment == "ban":
     return ban(*common, config.noise_dim, config.generator_width)
   return random_backdoor(*common)
@@ -224,12 +238,14 @@ def build(config: Config, splits: Splits) -> Program:
 
 
 def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
-  for target in [] if attack is None else attack.targets.tolist():
-    if (labels == target).all():
-      raise UserError(
-        f"all test images have the target label {target}: there is none to "
-        "measure the attack on; take another --target_labels"
-      )
+  if attack is None:
+    return
+  possible = np.asarray(attack.eligible(labels)).any(0)
+  for target in np.asarray(attack.targets)[~possible].tolist():
+    raise UserError(
+      f"no test image can be triggered towards the target label {target}, so "
+      "there is none to measure the attack on; take another --target_labels"
+    )
 
 
 def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:

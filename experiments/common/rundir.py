@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bdjax.errors import UserError
-from experiments.common.config import Config, identity
+from experiments.common.config import Config, differences, identity
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -104,18 +104,12 @@ def _claim(directory: pathlib.Path, config: Config) -> None:
   if stored is None:
     write_json(path, wanted)
     return
-  keys = sorted(
-    key
-    for key in wanted.keys() | stored.keys()
-    if wanted.get(key) != stored.get(key)
-  )
-  if keys:
-    changes = ", ".join(
-      f"{key} {stored.get(key)} there, {wanted.get(key)} here" for key in keys
-    )
+  changes = differences(stored, wanted)
+  if changes:
     raise UserError(
-      f"{directory} holds a run of another configuration ({changes}): take "
-      "another --run_name, or --overwrite to start over"
+      f"{directory} holds a run of another configuration "
+      f"({', '.join(changes)}): take another --run_name, or --overwrite to "
+      "start over"
     )
 
 

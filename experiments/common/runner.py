@@ -15,7 +15,12 @@ from bdjax import data, metrics, models
 from bdjax.data import Splits
 from bdjax.errors import UserError
 from experiments.common import figures, plan, results, scores
-from experiments.common.config import Config, fields_of, identity
+from experiments.common.config import (
+  Config,
+  differences,
+  fields_of,
+  identity,
+)
 from experiments.common.defaults import resolve
 from experiments.common.program import Program, build, make_keys
 from experiments.common.rundir import open_run, read_json, write_json
@@ -206,17 +211,23 @@ def _clean(config: Config, runs: pathlib.Path) -> Config:
   clean = Config("clean", config.data_sha256, **kept)
   clean = resolve(dataclasses.replace(clean, runs_dir=str(runs)))
   name, number = clean.run_name, 2
-  while _stored(runs / name / "config.json") not in (None, identity(clean)):
+  while not _free_for(clean, _stored(runs / name / "config.json")):
     name, number = f"{clean.run_name}-{number}", number + 1
   return dataclasses.replace(clean, run_name=name)
+
+
+def _free_for(clean: Config, stored: Any) -> bool:
+  return stored is None or not differences(stored, identity(clean))
 
 
 def _finished(clean: Config, runs: pathlib.Path) -> dict[str, Any] | None:
   for pattern in ("*/results.json", "*/*/results.json"):
     for path in sorted(runs.glob(pattern)):
       found = _stored(path)
-      if isinstance(found, dict) and found.get("config") == identity(clean):
-        return found
+      config = found.get("config") if isinstance(found, dict) else None
+      if isinstance(config, dict):
+        if not differences(config, identity(clean)):
+          return found
   return None
 
 

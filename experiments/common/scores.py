@@ -60,14 +60,16 @@ def evaluate(
     len(targets),
     program.config.eval_draws,
   )
-  scores = {
-    "attack_success_rate": metrics.attack_success_rate,
-    "robust_accuracy": metrics.robust_accuracy,
+  counts = np.asarray(program.attack.eligible(test.labels)).T
+  scores = {  # [D,T]
+    "attack_success_rate": metrics.attack_success_rate(
+      triggered, targets, counts
+    ),
+    "robust_accuracy": metrics.robust_accuracy(triggered, test.labels, counts),
   }
   details = {"target_labels": targets.tolist()}
-  counted = int((test.labels[None] != targets[:, None]).any(0).sum())
-  for name, function in scores.items():
-    values = function(triggered, test.labels, targets)  # [D,T]
+  counted = int(counts.any(0).sum())
+  for name, values in scores.items():
     measured[name] = metrics.proportion(float(values.mean()), counted)
     details[f"{name}_per_target"] = values.mean(0).tolist()
     details[f"{name}_per_draw"] = values.mean(1).tolist()
@@ -75,7 +77,7 @@ def evaluate(
     program, carry, diversity_key
   )
   matrix = metrics.success_matrix(
-    triggered, test.labels, targets, splits.info.num_classes
+    triggered, test.labels, targets, counts, splits.info.num_classes
   )
   details["source_target_matrix"] = [
     [None if np.isnan(value) else float(value) for value in row]

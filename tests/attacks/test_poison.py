@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bdjax.attacks import triggers
+from bdjax.attacks.badnets import badnets
 from bdjax.attacks.ban import ban, sameness
 from bdjax.attacks.cban import cban
 from bdjax.attacks.poison import (
@@ -72,11 +73,36 @@ def test_extreme_rates(rate, share):
 def test_targets_are_uniform_over_the_others():
   labels = jnp.zeros(9000, jnp.int32)
   targets = jnp.array([0, 1, 2, 3])
-  index, eligible = choose_targets(KEY, targets, labels)
+  index, eligible = choose_targets(KEY, targets[None] != labels[:, None])
   assert eligible.all()
   counts = np.bincount(index, minlength=4)
   assert counts[0] == 0
   assert abs(counts[1:] - 3000).max() < 3 * (9000 * 2 / 9) ** 0.5
+
+
+def test_badnets_is_one_white_square():
+  boxes = np.array([[[5, 5, 8, 8]]])
+  attack = badnets((1,), boxes, 3, 3)
+  images, labels = _batch()
+  after, relabelled, poisoned = poison(attack, {}, 1.0)(KEY, images, labels)
+  want = np.array(images)
+  want[np.asarray(labels) != 1, 5:, 5:] = 1.0
+  np.testing.assert_array_equal(after, want)
+  assert (relabelled == 1).all()
+  np.testing.assert_array_equal(poisoned, labels != 1)
+
+
+@pytest.mark.parametrize("targets", [(0, 1, 2, 3), (2, 0)])
+def test_all_to_all_moves_a_label_to_the_next(targets):
+  boxes = np.tile(np.array([[[5, 5, 8, 8]]]), (len(targets), 1, 1))
+  attack = badnets(targets, boxes, 3, 3, num_classes=4)
+  images, labels = _batch()
+  _, relabelled, poisoned = poison(attack, {}, 1.0)(KEY, images, labels)
+  following = (labels + 1) % 4
+  np.testing.assert_array_equal(poisoned, np.isin(following, targets))
+  np.testing.assert_array_equal(
+    relabelled, jnp.where(poisoned, following, labels)
+  )
 
 
 @pytest.mark.parametrize("make", MAKERS[:2])

@@ -48,6 +48,16 @@ CASES = [
     {"target_labels": "0,1", "locations": "2:2"},
     "places of their own",
   ),
+  (
+    "badnets",
+    {"target_labels": "0,1", "locations": "corner"},
+    "places of their own",
+  ),
+  (
+    "badnets",
+    {"target_labels": "3", "all_to_all": True},
+    "contradicts --all_to_all",
+  ),
   ("clean", {"defender_fraction": -0.1}, "defender_fraction=-0.1 is out"),
   ("clean", {"dataset": "none.npz"}, "none.npz"),
 ]
