@@ -87,3 +87,42 @@ def test_sample_triggered_stamps_each_image():
   index = jnp.zeros(5, jnp.int32)
   got = evaluation.sample_triggered(attack, {}, KEY, images, index)
   assert ((got != images).sum((1, 2, 3)) == 4).all()
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+def test_over_images_keeps_rows_and_gives_each_batch_a_key(batch):
+  mesh = sharding.make_mesh()
+
+  def function(scale, key, images):
+    noise = jax.random.uniform(key)
+    return scale * images.mean((1, 2, 3)), jnp.full(images.shape[0], noise)
+
+  run = evaluation.over_images(function, batch, mesh)
+  means, noise = run(jnp.float32(2), KEY, sharding.replicate(mesh, IMAGES))
+  want = 2 * np.asarray(IMAGES, np.float32).mean((1, 2, 3)) / 255
+  np.testing.assert_allclose(means, want, rtol=1e-5)
+  assert len(np.unique(noise)) == -(-21 // batch)
+
+
+def test_over_triggered_triggers_what_counts():
+  attack = random_backdoor((3, 5), triggers.whole_image(2, 8, 8), 2, 1)
+  white = attack._replace(
+    patches=lambda params, key, index: jnp.ones((index.shape[0], 2, 2, 1))
+  )
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  labels = jnp.arange(40, dtype=jnp.int32) % 2 * 3  # 0 and 3
+  black = jnp.zeros((40, 8, 8, 1), jnp.uint8)
+
+  def count(args, key, images):
+    return (images == 1.0).sum((1, 2, 3))
+
+  run = evaluation.over_triggered(count, white, 16, mesh)
+  whites, targets, counts = run({}, {}, KEY, black, labels)
+  assert counts.all() and (whites == 4).all()
+  assert (targets[labels == 3] == 5).all()
+  assert set(np.asarray(targets[labels == 0]).tolist()) == {3, 5}
+  one = white._replace(targets=white.targets[:1], boxes=white.boxes[:1])
+  run = evaluation.over_triggered(count, one, 16, mesh)
+  whites, _, counts = run({}, {}, KEY, black, labels)
+  np.testing.assert_array_equal(counts, labels != 3)
+  np.testing.assert_array_equal(whites, 4 * np.asarray(labels != 3))

@@ -6,12 +6,18 @@ import functools
 import jax.numpy as jnp
 
 from bdjax.errors import UserError
-from bdjax.models.base import Model, count_parameters, from_module
+from bdjax.models.base import (
+  Model,
+  Weights,
+  count_parameters,
+  from_module,
+  layers,
+)
 from bdjax.models.cnn import CNN
 from bdjax.models.resnet import ResNet18
 from bdjax.models.vgg import MiniVGG
 
-__all__ = ["MODELS", "Model", "count_parameters", "get"]
+__all__ = ["MODELS", "Model", "Weights", "count_parameters", "get", "layers"]
 
 MODELS = {"cnn": CNN, "minivgg": MiniVGG, "resnet18": ResNet18}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

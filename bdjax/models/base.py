@@ -12,6 +12,21 @@ import numpy as np
 from flax import nnx
 
 Variables = dict[str, Any]  # nested dicts of arrays
+# (layer, activations [B,H,W,C]) -> what goes on in their place.
+Tap = Callable[[str, jax.Array], jax.Array]
+
+
+class Weights(NamedTuple):
+  """What a trained network is made of, apart from its definition."""
+
+  params: Variables
+  batch_stats: Variables
+
+
+def no_tap(layer: str, x: jax.Array) -> jax.Array:
+  """Lets a layer's activations go on as they are."""
+  del layer
+  return x
 
 
 class Model(NamedTuple):
@@ -22,9 +37,12 @@ class Model(NamedTuple):
 
   Attributes:
     init: `(key) -> (params, batch_stats)`.
-    apply: `(params, batch_stats, images, train) -> (logits, batch_stats)`,
-      logits float32 [B,K]. With `train=True` batch normalisation uses the
-      statistics of the batch and the returned `batch_stats` are updated.
+    apply: `(params, batch_stats, images, train, tap=no_tap) -> (logits,
+      batch_stats)`, logits float32 [B,K]. With `train=True` batch
+      normalisation uses the statistics of the batch and the returned
+      `batch_stats` are updated. While it is traced, `tap` is called with the
+      name and the output of every convolutional layer, after nonlinearity
+      and pooling, and may look at that or replace it.
     features: `(params, batch_stats, images) -> features`, what pruning and
       activation defences look at: the last convolution's output, channels
       last, as it enters `head`.
@@ -72,7 +90,7 @@ class Normalize(nnx.Module):
 
 
 def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-  """Turns a module with `features(x, train)` and `head(x)` into a `Model`.
+  """Turns a module with `features(x, train, tap)` and `head(x)` into a `Model`.
 
   Args:
     make: builds the module from its random streams.
@@ -90,13 +108,14 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     _, params, batch_stats = split(make(nnx.Rngs(key)))
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
-  def apply(params, batch_stats, images, train):
+  def apply(params, batch_stats, images, train, tap=no_tap):
     module = merge(params, batch_stats)
-    logits = module.head(module.features(images, train)).astype(jnp.float32)
+    x = module.features(images, train, tap)
+    logits = module.head(x).astype(jnp.float32)
     return logits, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
   def features(params, batch_stats, images):
-    return merge(params, batch_stats).features(images, False)
+    return merge(params, batch_stats).features(images, False, no_tap)
 
   def head(params, batch_stats, x):
     return merge(params, batch_stats).head(x).astype(jnp.float32)
@@ -120,6 +139,29 @@ def generator_from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Generator:
     return nnx.merge(graphdef, params)(noise, condition)
 
   return Generator(init, apply)
+
+
+def layers(model: Model, image_shape: tuple[int, int, int]) -> dict[str, int]:
+  """The convolutional layers, in order, with their numbers of channels.
+
+  The last one's output is what `model.features` gives.
+
+  Args:
+    model: the model.
+    image_shape: (H, W, C).
+  """
+  found = {}
+
+  def tap(layer, x):
+    found[layer] = x.shape[-1]
+    return x
+
+  def run(key):
+    images = jnp.zeros((1, *image_shape))
+    return model.apply(*model.init(key), images, False, tap)
+
+  jax.eval_shape(run, jax.random.key(0))
+  return found
 
 
 def count_parameters(model: Model) -> int:

@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize
+from bdjax.models.base import Normalize, Tap
 
 
 class CNN(nnx.Module):
@@ -37,12 +37,12 @@ class CNN(nnx.Module):
     self.hidden = nnx.Linear(flat, 2 * width, dtype=dtype, rngs=rngs)
     self.logits = nnx.Linear(2 * width, num_classes, dtype=dtype, rngs=rngs)
 
-  def features(self, images: jax.Array, train: bool) -> jax.Array:
+  def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
     """The second convolution, pooled: [B,H//4,W//4,width//2]."""
     del train
     x = self.normalize(images)
-    x = conv.max_pool(nnx.relu(self.conv_1(x)))
-    return conv.max_pool(nnx.relu(self.conv_2(x)))
+    x = tap("conv_1", conv.max_pool(nnx.relu(self.conv_1(x))))
+    return tap("conv_2", conv.max_pool(nnx.relu(self.conv_2(x))))
 
   def head(self, x: jax.Array) -> jax.Array:
     """Logits [B,K] of features."""

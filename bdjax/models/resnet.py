@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize
+from bdjax.models.base import Normalize, Tap
 
 
 def _conv(fan_in, fan_out, window, stride, *, dtype, rngs):
@@ -42,14 +42,15 @@ class Block(nnx.Module):
       self.shortcut = convolution(fan_in, fan_out, 1, stride)
       self.shortcut_norm = norm()
 
-  def __call__(self, x, train):
+  def __call__(self, x, train, tap, name):
     """Maps [B,H,W,fan_in] to [B,H/stride,W/stride,fan_out]."""
     average = not train
     y = nnx.relu(self.norm_1(self.conv_1(x), use_running_average=average))
+    y = tap(f"{name}.conv_1", y)
     y = self.norm_2(self.conv_2(y), use_running_average=average)
     if self.projects:
       x = self.shortcut_norm(self.shortcut(x), use_running_average=average)
-    return nnx.relu(x + y)
+    return tap(name, nnx.relu(x + y))
 
 
 class ResNet18(nnx.Module):
@@ -80,14 +81,15 @@ class ResNet18(nnx.Module):
     self.blocks = nnx.List(blocks)
     self.logits = nnx.Linear(fan_in, num_classes, dtype=dtype, rngs=rngs)
 
-  def features(self, images: jax.Array, train: bool) -> jax.Array:
+  def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
     """The last block's output, [B,H/8,W/8,8*width]."""
     x = self.stem(self.normalize(images))
     x = nnx.relu(self.stem_norm(x, use_running_average=not train))
     if self.pool:
       x = nnx.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-    for block in self.blocks:
-      x = block(x, train)
+    x = tap("stem", x)
+    for i, block in enumerate(self.blocks):
+      x = block(x, train, tap, f"blocks.{i}")
     return x
 
   def head(self, x: jax.Array) -> jax.Array:

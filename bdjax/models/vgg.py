@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize
+from bdjax.models.base import Normalize, Tap
 
 
 class MiniVGG(nnx.Module):
@@ -40,13 +40,14 @@ class MiniVGG(nnx.Module):
     self.hidden = nnx.Linear(flat, 8 * width, dtype=dtype, rngs=rngs)
     self.logits = nnx.Linear(8 * width, num_classes, dtype=dtype, rngs=rngs)
 
-  def features(self, images: jax.Array, train: bool) -> jax.Array:
+  def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
     """The sixth convolution, pooled: [B,H//8,W//8,4*width]."""
     x = self.normalize(images)
     for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
       x = nnx.relu(norm(layer(x), use_running_average=not train))
       if i % 2:
         x = conv.max_pool(x)
+      x = tap(f"convs.{i}", x)
     return x
 
   def head(self, x: jax.Array) -> jax.Array:

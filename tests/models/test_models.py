@@ -121,3 +121,48 @@ def test_errors_are_one_line(kwargs, words):
   with pytest.raises(UserError, match=words) as error:
     models.get(**(defaults | kwargs))
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "name, last",
+  [
+    ("cnn", {"conv_1": 2, "conv_2": 4}),
+    (
+      "minivgg",
+      dict(
+        zip(
+          [f"convs.{i}" for i in range(6)], [8, 8, 16, 16, 32, 32], strict=True
+        )
+      ),
+    ),
+    (
+      "resnet18",
+      {"stem": 8, "blocks.0.conv_1": 8, "blocks.0": 8, "blocks.7": 64},
+    ),
+  ],
+)
+def test_layers_and_their_channels(name, last):
+  model = models.get(name, image_shape=(8, 8, 3), num_classes=3, width=8)
+  found = models.layers(model, (8, 8, 3))
+  assert last.items() <= found.items()
+  assert list(found)[-1] == list(last)[-1]
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_a_tap_sees_and_replaces_the_features(name):
+  model = models.get(name, image_shape=(8, 8, 1), num_classes=3, width=4)
+  weights = model.init(jax.random.key(0))
+  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+  last = list(models.layers(model, (8, 8, 1)))[-1]
+  seen = {}
+
+  def tap(layer, x):
+    seen[layer] = x
+    return 2 * x if layer == last else x
+
+  logits, _ = model.apply(*weights, images, False, tap)
+  features = model.features(*weights, images)
+  np.testing.assert_allclose(seen[last], features, rtol=1e-5)
+  np.testing.assert_allclose(
+    logits, model.head(*weights, 2 * features), rtol=1e-4, atol=1e-5
+  )
