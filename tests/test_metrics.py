@@ -89,3 +89,29 @@ def test_difference_by_hand():
   assert got.mean == pytest.approx(0.2)
   assert got.low == pytest.approx(0.0524, abs=1e-4)
   assert got.high == pytest.approx(0.3339, abs=1e-4)
+
+
+def test_auroc_by_hand():
+  # Of the 2 x 3 pairs (low, high), 4 are in order and one is a tie.
+  got = metrics.auroc(np.array([1.0, 3.0]), np.array([2.0, 3.0, 4.0]))
+  assert got.mean == pytest.approx(4.5 / 6)
+  assert got.low <= got.mean <= got.high
+
+
+@pytest.mark.parametrize("shift, want", [(10.0, 1.0), (-10.0, 0.0)])
+def test_auroc_of_samples_apart(shift, want):
+  low = np.linspace(0, 1, 5)
+  assert metrics.auroc(low, low + shift)[:3] == (want, want, want)
+
+
+def test_aurocs_interval_is_near_the_normal_one():
+  rng = np.random.default_rng(0)
+  low, high = rng.normal(0, 1, 200), rng.normal(1, 1, 300)
+  got = metrics.auroc(low, high)
+  u = stats.mannwhitneyu(high, low).statistic / (200 * 300)
+  assert got.mean == pytest.approx(u)
+  # Hanley and McNeil's (1982) standard error, from the area alone.
+  q1, q2 = u / (2 - u), 2 * u * u / (1 + u)
+  spread = u * (1 - u) + 199 * (q1 - u * u) + 299 * (q2 - u * u)
+  error = (spread / (200 * 300)) ** 0.5
+  assert got.high - got.low == pytest.approx(2 * 1.96 * error, rel=0.15)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 
-def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
-  """Shifts each image by up to `pad` pixels and mirrors half of them.
+def crop(key: jax.Array, images: jax.Array, pad: int = 2) -> jax.Array:
+  """Shifts each image by up to `pad` pixels, for digits: never mirrored.
 
   The border is filled by reflection.
 
@@ -17,18 +17,26 @@ def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
   Returns:
     [B,H,W,C], same dtype.
   """
-  crop_key, flip_key = jax.random.split(key)
   batch, height, width, channels = images.shape
-  corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
-  flips = jax.random.bernoulli(flip_key, 0.5, (batch,))
+  corners = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)
   padded = jnp.pad(
     images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect"
   )
 
-  def one(image, corner, flip):
-    crop = jax.lax.dynamic_slice(
+  def one(image, corner):
+    return jax.lax.dynamic_slice(
       image, (corner[0], corner[1], 0), (height, width, channels)
     )
-    return jnp.where(flip, crop[:, ::-1], crop)
 
-  return jax.vmap(one)(padded, corners, flips)
+  return jax.vmap(one)(padded, corners)
+
+
+def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
+  """Shifts each image by up to `pad` pixels and mirrors half of them.
+
+  Args and result as for `crop`.
+  """
+  crop_key, flip_key = jax.random.split(key)
+  images = crop(crop_key, images, pad)
+  flips = jax.random.bernoulli(flip_key, 0.5, images.shape[:1])
+  return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)

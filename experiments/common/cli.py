@@ -1,9 +1,11 @@
 """An experiment's command line: flags, signals, errors, exit status."""
 
 import contextlib
+import dataclasses
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -22,13 +24,30 @@ _DEFINE = {
 
 
 def main(experiment: str) -> None:
-  """Runs an experiment from the command line; to be called by its script.
+  """Runs an attack experiment from the command line.
 
   Args:
     experiment: its name, `Config.experiment`.
   """
-  names = [field.name for field in fields_of(experiment)]
-  for field in fields_of(experiment):
+
+  def start(**chosen):
+    run(Config(experiment=experiment, **chosen), say, show=True)
+
+  serve(fields_of(experiment), start)
+
+
+def serve(
+  fields: Sequence[dataclasses.Field], start: Callable[..., Any]
+) -> None:
+  """Turns fields into flags, parses them and starts; to be called by a script.
+
+  Ends the process: status 0, 2 after a UserError, 128 + N after signal N.
+
+  Args:
+    fields: of a configuration, with `help` in their metadata.
+    start: takes the flags' values as keyword arguments.
+  """
+  for field in fields:
     kind = getattr(field.type, "__name__", str(field.type).split(" | ")[0])
     _DEFINE[kind](
       field.name,
@@ -37,13 +56,13 @@ def main(experiment: str) -> None:
       module_name=sys.argv[0],  # for --help to show it
     )
 
-  def start(argv):
+  def begin(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
-    chosen = {name: flags.FLAGS[name].value for name in names}
-    sys.exit(_guarded(Config(experiment=experiment, **chosen)))
+    chosen = {field.name: flags.FLAGS[field.name].value for field in fields}
+    sys.exit(_guarded(lambda: start(**chosen), chosen.get("overwrite")))
 
-  app.run(start)
+  app.run(begin)
 
 
 def say(line: str) -> None:
@@ -51,16 +70,16 @@ def say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _guarded(config: Config) -> int:
+def _guarded(start: Callable[[], Any], overwrite: bool) -> int:
   """Runs, and turns what can go wrong into one line and an exit status."""
   logging.set_verbosity(logging.ERROR)
   compiler.enable_cache()
   again = "the same command goes on from there"
-  if config.overwrite:
+  if overwrite:
     again = "the same command without --overwrite goes on from there"
   try:
     with _stop_signals():
-      run(config, say, show=True)
+      start()
   except UserError as error:
     say(f"error: {error}")
     return 2

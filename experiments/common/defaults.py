@@ -28,9 +28,9 @@ _MNIST = {
   "batch_size": 128,
   "learning_rate": 0.05,
   "weight_decay": 1e-4,
-  "augment": "none",
+  "augment": "crop",
   "trigger_size": 5,
-  "poison_rate": 0.1,
+  "poison_rate": 0.15,
 }
 _CIFAR = {
   "model": "resnet18",
@@ -119,7 +119,7 @@ def check(config: Config) -> None:
   _choice(config, "stem", ("cifar", "imagenet"))
   _choice(config, "precision", ("float32", "bfloat16"))
   _choice(config, "schedule", ("onecycle", "cosine", "constant"))
-  _choice(config, "augment", ("none", "crop_flip"))
+  _choice(config, "augment", ("none", "crop", "crop_flip"))
   _choice(config, "benchmark", ("auto", "reuse", "none", None))
   for name in (
     "epochs",

@@ -15,8 +15,8 @@ from bdjax.attacks.ban import ban, sameness
 from bdjax.attacks.cban import cban
 from bdjax.attacks.poison import Attack, compose, poison
 from bdjax.attacks.random_backdoor import random_backdoor
-from bdjax.data import Splits
-from bdjax.data.augment import crop_and_flip
+from bdjax.data import Info, Splits
+from bdjax.data.augment import crop, crop_and_flip
 from bdjax.errors import UserError
 from experiments.common.config import Config
 
@@ -175,6 +175,22 @@ def make_attack(
   return random_backdoor(*common)
 
 
+def make_model(
+  config: Config, info: Info, shape: tuple[int, int, int]
+) -> models.Model:
+  """The network of a configuration, for images of a shape (H, W, C)."""
+  return models.get(
+    config.model,
+    image_shape=shape,
+    num_classes=info.num_classes,
+    mean=info.mean,
+    std=tuple(max(s, 1e-3) for s in info.std),
+    width=config.width,
+    stem=config.stem,
+    precision=config.precision,
+  )
+
+
 def build(config: Config, splits: Splits) -> Program:
   """Puts a run together; nothing is compiled yet.
 
@@ -190,16 +206,7 @@ def build(config: Config, splits: Splits) -> Program:
     )
   mesh = sharding.make_mesh()
   sharding.check_batch_size(mesh, config.batch_size)
-  model = models.get(
-    config.model,
-    image_shape=shape,
-    num_classes=splits.info.num_classes,
-    mean=splits.info.mean,
-    std=tuple(max(s, 1e-3) for s in splits.info.std),
-    width=config.width,
-    stem=config.stem,
-    precision=config.precision,
-  )
+  model = make_model(config, splits.info, shape)
   attack = make_attack(config, shape, splits.info.num_classes)
   _check_test_labels(attack, splits.test.labels)
   steps, calls = training.steps_per_call(len(images), config.batch_size)
@@ -250,11 +257,12 @@ def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
 
 def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:
   """Generator parameters -> augmentation, then poisoning."""
+  augmentation = {"crop": crop, "crop_flip": crop_and_flip}.get(config.augment)
 
   def augment(key, images, labels):
-    return crop_and_flip(key, images), labels, jnp.zeros(labels.shape, bool)
+    return augmentation(key, images), labels, jnp.zeros(labels.shape, bool)
 
-  before = (augment,) if config.augment == "crop_flip" else ()
+  before = (augment,) if augmentation else ()
 
   def transform(params):
     after = (poison(attack, params, config.poison_rate),) if attack else ()

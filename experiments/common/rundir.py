@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bdjax.errors import UserError
-from experiments.common.config import Config, differences, identity
+from experiments.common.config import differences
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -59,47 +59,55 @@ def disk_errors(directory: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_run(
-  config: Config, wait: Callable[[str], None] | None = None
+  directory: pathlib.Path,
+  identity: dict[str, Any],
+  *,
+  overwrite: bool = False,
+  wait: Callable[[str], None] | None = None,
+  elsewhere: str = "--run_name",
 ) -> Iterator[pathlib.Path]:
   """Makes or re-opens a run's directory and holds it for this process.
 
   Args:
-    config: of the run.
+    directory: of the run.
+    identity: what the run's outcome depends on, JSON-ready.
+    overwrite: clears what an earlier run left there.
     wait: told in one line, where another process has the run; then it is
       waited for. Without it that is an error.
+    elsewhere: the flag that takes a run to another directory.
 
   Raises:
     UserError: another process has it, it belongs to another configuration, or
       the disk is full or read-only.
   """
-  directory = config.directory
   with disk_errors(directory):
     directory.mkdir(parents=True, exist_ok=True)
     handle = open(directory / ".lock", "w")
   with handle, disk_errors(directory):
-    _lock(handle, directory, wait)
-    if config.overwrite:
+    _lock(handle, directory, wait, elsewhere)
+    if overwrite:
       _clear(directory)
-    _claim(directory, config)
+    _claim(directory, identity, elsewhere)
     yield directory
 
 
-def _lock(handle, directory, wait):
+def _lock(handle, directory, wait, elsewhere):
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
     if wait is None:
       raise UserError(
         f"another process is at work in {directory}: wait for it, or take "
-        "another --run_name"
+        f"another {elsewhere}"
       ) from None
     wait(f"waiting for another process to end {directory}")
     fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def _claim(directory: pathlib.Path, config: Config) -> None:
+def _claim(
+  directory: pathlib.Path, wanted: dict[str, Any], elsewhere: str
+) -> None:
   path = directory / "config.json"
-  wanted = identity(config)
   stored = read_json(path)
   if stored is None:
     write_json(path, wanted)
@@ -108,7 +116,7 @@ def _claim(directory: pathlib.Path, config: Config) -> None:
   if changes:
     raise UserError(
       f"{directory} holds a run of another configuration "
-      f"({', '.join(changes)}): take another --run_name, or --overwrite to "
+      f"({', '.join(changes)}): take another {elsewhere}, or --overwrite to "
       "start over"
     )
 

@@ -68,7 +68,12 @@ def run(
     if config.dry_run:
       print(plan.describe(program, splits))
       return None
-    with open_run(config, report if wait else None) as directory:
+    with open_run(
+      config.directory,
+      identity(config),
+      overwrite=config.overwrite,
+      wait=report if wait else None,
+    ) as directory:
       if config.seeds == 1:
         out = _alone(program, splits, config, directory, report)
       else:
@@ -118,7 +123,9 @@ def _group(program, config, directory, report) -> dict[str, Any]:
   found = []
   for member in members:
     report(f"seed {member.seed}")
-    with open_run(member) as place:
+    with open_run(
+      member.directory, identity(member), overwrite=member.overwrite
+    ) as place:
       splits = _load(member, report)
       out = _member(program, splits, member, place, report)
       found.append(_with_benchmark(out, member, runs, report))

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.data.augment import crop_and_flip
+from bdjax.data.augment import crop, crop_and_flip
 
 KEY = jax.random.key(1)
 
@@ -23,3 +23,13 @@ def test_shape_and_dtype_under_jit_and_vmap():
   images = jnp.ones((2, 3, 8, 8, 3))
   out = jax.jit(jax.vmap(crop_and_flip))(jax.random.split(KEY, 2), images)
   assert out.shape == images.shape and out.dtype == images.dtype
+
+
+def test_crop_shifts_and_never_mirrors():
+  image = np.arange(36, dtype=np.uint8).reshape(6, 6, 1)
+  padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="reflect")
+  allowed = {
+    padded[i : i + 6, j : j + 6].tobytes() for i in range(3) for j in range(3)
+  }
+  out = crop(KEY, jnp.tile(image, (200, 1, 1, 1)), pad=1)
+  assert {np.asarray(x).tobytes() for x in out} == allowed
