@@ -1,0 +1,28 @@
+"""Figures from results: drawing only, nothing is computed here.
+
+Every function writes one PNG, whole or not at all.
+"""
+
+from bdjax.plots.attacks import examples, regions, trigger_sheet
+from bdjax.plots.defenses import (
+  entropies,
+  mask_norms,
+  pruning_curve,
+  reversed_triggers,
+  rounds,
+)
+from bdjax.plots.matrix import source_target_matrix
+from bdjax.plots.training import training_curves
+
+__all__ = [
+  "entropies",
+  "mask_norms",
+  "pruning_curve",
+  "reversed_triggers",
+  "rounds",
+  "examples",
+  "regions",
+  "source_target_matrix",
+  "training_curves",
+  "trigger_sheet",
+]
