@@ -10,11 +10,11 @@ class Score(NamedTuple):
   """A mean with its 95% interval.
 
   Attributes:
-    mean: the estimate, a fraction.
+    mean: the estimate: a fraction, or in units of its own.
     low: lower end.
     high: upper end.
     n: how many observations the interval rests on.
-    over: what those are: `test images` or `seeds`.
+    over: what those are: `test images`, `seeds` or `restarts`.
   """
 
   mean: float

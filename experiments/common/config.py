@@ -109,7 +109,7 @@ class Config:
   poison_rate: float | None = _flag(
     None,
     "Chance of an image to be triggered in a step (default: several targets "
-    "0.3; one target 0.1, but random_backdoor 0.15 on MNIST and 0.2 elsewhere).",
+    "0.3; one target 0.1, but random_backdoor on MNIST 0.15, else 0.2).",
     only=ATTACKS,
   )
   backdoor_weight: float | None = _flag(

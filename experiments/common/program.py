@@ -191,8 +191,15 @@ def make_model(
   )
 
 
-def build(config: Config, splits: Splits) -> Program:
+def build(
+  config: Config, splits: Splits, model: models.Model | None = None
+) -> Program:
   """Puts a run together; nothing is compiled yet.
+
+  Args:
+    config: resolved.
+    splits: its data.
+    model: what is trained, in place of the configuration's network.
 
   Raises:
     UserError: the configuration does not fit the data or the devices.
@@ -206,7 +213,7 @@ def build(config: Config, splits: Splits) -> Program:
     )
   mesh = sharding.make_mesh()
   sharding.check_batch_size(mesh, config.batch_size)
-  model = make_model(config, splits.info, shape)
+  model = model or make_model(config, splits.info, shape)
   attack = make_attack(config, shape, splits.info.num_classes)
   _check_test_labels(attack, splits.test.labels)
   steps, calls = training.steps_per_call(len(images), config.batch_size)

@@ -76,6 +76,7 @@ def train(
   directory: pathlib.Path,
   commit: str,
   report: Callable[[str], None],
+  begin: training.Carry | None = None,
 ) -> Trained:
   """Trains to the end of the run, from where its checkpoints are.
 
@@ -86,6 +87,7 @@ def train(
     directory: of the run; `checkpoints/` and `metrics.jsonl` go there.
     commit: of the sources, for the record.
     report: takes one line.
+    begin: the states to begin with; fresh ones by default.
 
   Raises:
     Stopped: after SIGTERM or Ctrl-C; the run is saved.
@@ -93,7 +95,7 @@ def train(
       checkpoint of another model.
   """
   keys = make_keys(seed)
-  carry = program.create(keys.init)
+  carry = begin or program.create(keys.init)
   with (
     Checkpoints(directory / "checkpoints") as checkpoints,
     _stop_signals() as received,

@@ -1,0 +1,1 @@
+"""Defences on trained models, one published method a file."""

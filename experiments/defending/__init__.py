@@ -1,0 +1,28 @@
+"""What the experiments on defences share: the run, the defender, the exam."""
+
+from experiments.defending.config import Config, flag
+from experiments.defending.exam import Exam, share_of
+from experiments.defending.runner import (
+  Defense,
+  Findings,
+  Space,
+  combine,
+  main,
+  run,
+)
+from experiments.defending.subject import Defender, members
+
+__all__ = [
+  "Config",
+  "Defender",
+  "Defense",
+  "Exam",
+  "Findings",
+  "Space",
+  "combine",
+  "flag",
+  "main",
+  "members",
+  "run",
+  "share_of",
+]

@@ -1,0 +1,135 @@
+"""Scores a defence on test images, which it never sees itself."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bdjax import evaluation, metrics, sharding
+from bdjax.models import Model, Weights
+from experiments.defending.subject import Subject
+
+BATCH = 512  # images; on CPU near the cache, on GPU large enough
+
+
+class Triggered(NamedTuple):
+  """What a function says of the test images with triggers on them.
+
+  Attributes:
+    outputs: a tree of [M,...], of the images that count.
+    labels: int32 [M], the true ones.
+    targets: int32 [M], what the triggers are to bring about.
+  """
+
+  outputs: Any
+  labels: np.ndarray
+  targets: np.ndarray
+
+
+class Exam:
+  """The test set of a run, and its attack.
+
+  Every test image is triggered once, towards a target drawn from those that
+  it may have, and with a trigger drawn anew.
+  """
+
+  def __init__(
+    self, subject: Subject, key: jax.Array, limit: int | None = None
+  ):
+    """Takes the first `limit` test images, in an order drawn from `key`."""
+    test = subject.splits.test
+    order_key, self._key = jax.random.split(key)
+    order = np.asarray(jax.random.permutation(order_key, len(test.labels)))
+    rows = np.sort(order[:limit])
+    self.labels = test.labels[rows]
+    self._mesh = subject.defender.mesh
+    self._images, self._device_labels = sharding.replicate(
+      self._mesh, (test.images[rows], self.labels)
+    )
+    self._attack, self._generator = subject.attack, subject.generator
+    # What the run is, for published figures to stand beside ours.
+    self.experiment = subject.config.experiment
+    self.dataset = subject.splits.info.name
+
+  @property
+  def has_attack(self) -> bool:
+    """Whether the run has a known backdoor."""
+    return self._attack is not None
+
+  @property
+  def targets(self) -> list[int]:
+    """The attack's target labels; none in a clean run."""
+    return np.asarray(self._attack.targets).tolist() if self._attack else []
+
+  def clean(
+    self,
+    function: Callable,
+    args: Any,
+    batch_size: int = BATCH,
+    share: slice = slice(None),
+  ) -> Any:
+    """What a function says of the clean test images: a tree of [N,...].
+
+    Args:
+      function: `(args, key, images f32 [B,H,W,C]) -> tree of [B,...]`.
+      args: goes to the function.
+      batch_size: B.
+      share: of the test images.
+    """
+    clean_key, _ = jax.random.split(self._key)
+    run = evaluation.over_images(function, self._even(batch_size), self._mesh)
+    return jax.device_get(run(args, clean_key, self._images[share]))
+
+  def triggered(
+    self,
+    function: Callable,
+    args: Any,
+    batch_size: int = BATCH,
+    share: slice = slice(None),
+  ) -> Triggered:
+    """The same for the triggered images, in a run that has an attack."""
+    _, key = jax.random.split(self._key)
+    run = evaluation.over_triggered(
+      function, self._attack, self._even(batch_size), self._mesh
+    )
+    out, targets, counts = jax.device_get(
+      run(
+        args,
+        self._generator,
+        key,
+        self._images[share],
+        self._device_labels[share],
+      )
+    )
+    return Triggered(
+      jax.tree.map(lambda x: x[counts], out),
+      self.labels[share][counts],
+      targets[counts],
+    )
+
+  def scores(
+    self, model: Model, weights: Weights, batch_size: int = BATCH
+  ) -> dict[str, metrics.Score]:
+    """Clean accuracy, and with an attack ASR and robust accuracy."""
+
+    def predict(weights, key, images):
+      del key
+      return model.apply(*weights, images, False)[0].argmax(-1)
+
+    predictions = self.clean(predict, weights, batch_size)
+    out = {"clean_accuracy": share_of(predictions == self.labels)}
+    if self.has_attack:
+      found = self.triggered(predict, weights, batch_size)
+      hits = found.outputs == found.targets
+      out["attack_success_rate"] = share_of(hits)
+      out["robust_accuracy"] = share_of(found.outputs == found.labels)
+    return out
+
+  def _even(self, batch_size: int) -> int:
+    return -(-batch_size // self._mesh.size) * self._mesh.size
+
+
+def share_of(hits: np.ndarray) -> metrics.Score:
+  """The share of true values in bool [N], with Wilson's interval."""
+  return metrics.proportion(float(hits.mean()), len(hits))

@@ -1,0 +1,263 @@
+"""Runs a defence against a run, or against every member of a group."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+
+from bdjax import metrics
+from bdjax.checkpoints import Checkpoints
+from bdjax.models import Weights
+from bdjax.training import TrainState
+from experiments.common import results
+from experiments.common.cli import say, serve
+from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.runner import Report, quiet
+from experiments.defending.config import Config, check, identity
+from experiments.defending.exam import Exam
+from experiments.defending.subject import Defender, Subject, load, members
+from experiments.defending.table import print_table
+
+
+class Space(NamedTuple):
+  """Where a defence leaves files, and whom it tells how far it is.
+
+  Attributes:
+    directory: holds `results.json` in the end; what is kept for a restart
+      goes to `checkpoints/`, pictures to `figures/`.
+    report: takes one line.
+    key: the defence's own randomness.
+  """
+
+  directory: pathlib.Path
+  report: Report
+  key: jax.Array
+
+  def figure(self, name: str) -> pathlib.Path:
+    """The path of a picture."""
+    return self.directory / "figures" / f"{name}.png"
+
+  def save(self, name: str, weights: Weights) -> None:
+    """Keeps a repaired network, `checkpoints/NAME`, as training would."""
+    state = TrainState(np.int32(0), *weights, None)
+    with Checkpoints(self.directory / "checkpoints" / name) as checkpoints:
+      if checkpoints.latest_step() is None:
+        checkpoints.save(0, state, {}, {}, 0.0)
+
+  def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
+    """Writes `NAME.npz`, whole or not at all."""
+    path = self.directory / f"{name}.npz"
+    partial = path.with_suffix(f".{os.getpid()}")
+    with open(partial, "wb") as file:
+      np.savez_compressed(file, **arrays)
+    os.replace(partial, path)
+
+  def progress(self, items: Iterable, unit: str) -> Iterable:
+    """Goes through items with a progress bar, on a terminal."""
+    return tqdm.tqdm(
+      items,
+      unit=unit,
+      file=sys.stderr,
+      disable=not sys.stderr.isatty(),
+      dynamic_ncols=True,
+    )
+
+
+class Findings(NamedTuple):
+  """What goes into `results.json`.
+
+  Attributes:
+    measured: name -> `metrics.Score`, a number, or a list of them by class.
+    details: the rest, JSON-ready.
+    reported: what the literature reports, names as in `measured`.
+  """
+
+  measured: dict[str, Any]
+  details: dict[str, Any] = {}
+  reported: dict[str, float] = {}
+
+
+class Defense(NamedTuple):
+  """A defence as an experiment.
+
+  Attributes:
+    name: of its script and its results.
+    config: the class of its configuration.
+    defend: `(defender, config, space) -> found`: the defence itself. It has
+      the network and the defender's data, and nothing else.
+    examine: `(found, defender, exam, config, space) -> Findings`: scores on
+      test images, and figures.
+    eval_images: test images to score on, unless the flag says; None: all.
+    amend: `(results, config, report) -> results`: adds to the results of a
+      run what compares it with others; also where these were there before.
+  """
+
+  name: str
+  config: type[Config]
+  defend: Callable[[Defender, Config, Space], Any]
+  examine: Callable[[Any, Defender, Exam, Config, Space], Findings]
+  eval_images: int | None = None
+  amend: Callable[[dict[str, Any], Config, Report], dict[str, Any]] = (
+    lambda out, config, report: out
+  )
+
+
+def main(defense: Defense) -> None:
+  """Runs a defence from the command line; to be called by its script."""
+
+  def start(**chosen):
+    run(defense, defense.config(**chosen), say, show=True)
+
+  serve(dataclasses.fields(defense.config), start)
+
+
+def run(
+  defense: Defense,
+  config: Config,
+  report: Report = quiet,
+  *,
+  show: bool = False,
+) -> dict[str, Any]:
+  """Runs a defence, on all members of a group; importable.
+
+  Args:
+    defense: the defence.
+    config: of its class.
+    report: takes lines of progress.
+    show: prints a table.
+
+  Returns:
+    What stands in `results.json`.
+
+  Raises:
+    UserError: something the user can put right.
+  """
+  check(config)
+  places = members(config)
+  root = pathlib.Path(config.run or config.checkpoint).expanduser()
+  if places == [root]:
+    out = _alone(defense, config, root, report)
+  else:
+    out = _group(defense, config, root, places, report)
+  if show:
+    print_table(out, _output(defense, config, root))
+  return out
+
+
+def _output(defense, config, directory) -> pathlib.Path:
+  if config.output:
+    return pathlib.Path(config.output).expanduser()
+  beside = directory if config.run else directory.parent
+  return beside / "defenses" / defense.name
+
+
+def _group(defense, config, root, places, report) -> dict[str, Any]:
+  found = []
+  for place in places:
+    report(place.name)
+    output = config.output and str(pathlib.Path(config.output) / place.name)
+    member = dataclasses.replace(config, run=str(place), output=output)
+    found.append(_alone(defense, member, place, report))
+  out = combine(found) | {"members": [str(place.name) for place in places]}
+  directory = _output(defense, config, root)
+  directory.mkdir(parents=True, exist_ok=True)
+  write_json(directory / "results.json", out)
+  return out
+
+
+def _alone(defense, config, root, report) -> dict[str, Any]:
+  with open_run(
+    _output(defense, config, root),
+    identity(config),
+    overwrite=config.overwrite,
+    elsewhere="--output",
+  ) as directory:
+    finished = read_json(directory / "results.json")
+    if finished is not None:
+      report(f"{directory} is finished (--overwrite starts over)")
+      out = finished
+    else:
+      subject = load(config, root, report)
+      out = _defend(defense, config, subject, directory, report)
+      write_json(directory / "results.json", out)
+    out = defense.amend(out, config, report)
+    write_json(directory / "results.json", out)
+    return out
+
+
+def _defend(defense, config, subject: Subject, directory, report):
+  defense_key, exam_key = jax.random.split(jax.random.key(config.seed))
+  (directory / "figures").mkdir(exist_ok=True)
+  space = Space(directory, report, defense_key)
+  begin = time.perf_counter()
+  found = defense.defend(subject.defender, config, space)
+  middle = time.perf_counter()
+  exam = Exam(subject, exam_key, config.eval_images or defense.eval_images)
+  findings = defense.examine(found, subject.defender, exam, config, space)
+  end = time.perf_counter()
+  return {
+    "defense": defense.name,
+    "config": identity(config),
+    "run": {
+      "name": root_name(subject.directory),
+      "experiment": subject.config.experiment,
+      "attack": subject.attack is not None,
+      "seed": subject.config.seed,
+      "step": subject.step,
+    },
+    "measured": {
+      name: value._asdict() if isinstance(value, metrics.Score) else value
+      for name, value in findings.measured.items()
+    },
+    "reported": findings.reported,
+    "details": findings.details,
+    **results.surroundings(subject.splits.info),
+    "git_commit": results.git_commit(),
+    "seeds": [subject.config.seed],
+    "seconds": {"defend": middle - begin, "examine": end - middle},
+    "peak_memory_bytes": results.peak_memory_bytes(),
+  }
+
+
+def root_name(directory: pathlib.Path) -> str:
+  """A run's name, with its group's."""
+  parent = directory.parent.name
+  if directory.name.startswith("seed-"):
+    return f"{parent}/{directory.name}"
+  return directory.name
+
+
+def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
+  """The results of a defence on runs that differ in their seed.
+
+  Shares and numbers become means with intervals over seeds; what is a list
+  by class stays as a list of lists.
+  """
+  names = set.intersection(*(set(m["measured"]) for m in members))
+  measured = {
+    name: _over_seeds([m["measured"][name] for m in members])
+    for name in members[0]["measured"]
+    if name in names
+  }
+  out = members[0] | {"measured": measured}
+  del out["details"]
+  out["seeds"] = [seed for m in members for seed in m["seeds"]]
+  out["seconds"] = {
+    key: sum(m["seconds"][key] for m in members) for key in out["seconds"]
+  }
+  return out
+
+
+def _over_seeds(values: list[Any]) -> Any:
+  if all(isinstance(v, dict) for v in values):
+    return metrics.over_seeds([v["mean"] for v in values])._asdict()
+  if all(isinstance(v, int | float) for v in values):
+    return metrics.mean_over_seeds(list(map(float, values)))._asdict()
+  return values

@@ -1,0 +1,179 @@
+"""A trained run under examination, split into what each side may see."""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bdjax import data, sharding
+from bdjax.attacks.poison import Attack
+from bdjax.checkpoints import Checkpoints
+from bdjax.data import Splits
+from bdjax.errors import UserError
+from bdjax.models import Model, Weights
+from bdjax.training import TrainState
+from experiments.common import config as attack_config
+from experiments.common.program import make_attack, make_model
+from experiments.common.rundir import read_json
+from experiments.defending.config import Config
+
+
+class Defender(NamedTuple):
+  """All that a defence may see: the network and data of one's own.
+
+  Attributes:
+    model: the network's definition.
+    weights: as trained, perhaps with a backdoor.
+    images: uint8 [N,H,W,C] on the device, held out from training.
+    labels: int32 [N] on the device, the true ones.
+    class_names: one a label.
+    mesh: the devices.
+  """
+
+  model: Model
+  weights: Weights
+  images: jax.Array
+  labels: jax.Array
+  class_names: tuple[str, ...]
+  mesh: jax.sharding.Mesh
+
+  def batch(self, wanted: int = 256) -> int:
+    """A batch size up to `wanted` and the data, that the devices can share."""
+    devices = self.mesh.size
+    return max(1, min(wanted, len(self.labels)) // devices) * devices
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of the images."""
+    return self.images.shape[1:]
+
+
+class Subject(NamedTuple):
+  """A run: the defender's side, and the attacker's.
+
+  Attributes:
+    directory: of the run, or of the checkpoints.
+    config: of the run.
+    step: of the checkpoint.
+    defender: see there.
+    attack: None for a clean run, and where it is not known.
+    generator: its parameters.
+    splits: all data.
+  """
+
+  directory: pathlib.Path
+  config: attack_config.Config
+  step: int
+  defender: Defender
+  attack: Attack | None
+  generator: Any
+  splits: Splits
+
+
+def members(config: Config) -> list[pathlib.Path]:
+  """The runs that `--run` or `--checkpoint` means: one, or those of a group.
+
+  Raises:
+    UserError: there is no run.
+  """
+  path = pathlib.Path(config.run or config.checkpoint).expanduser()
+  if not path.is_dir():
+    raise UserError(f"{path} does not exist: train a run first, or mend --run")
+  if config.checkpoint or (path / "checkpoints").is_dir():
+    return [path]
+  found = [p for p in path.glob("seed-*") if (p / "checkpoints").is_dir()]
+  if not found:
+    raise UserError(
+      f"{path} has no checkpoints: it is no run, or its training has not "
+      "started"
+    )
+  return sorted(found, key=lambda p: (len(p.name), p.name))
+
+
+def load(config: Config, directory: pathlib.Path, report) -> Subject:
+  """Loads a run's data and its newest checkpoint.
+
+  Args:
+    config: of the defence.
+    directory: from `members`.
+    report: takes lines of progress.
+
+  Raises:
+    UserError: no whole checkpoint, or data or weights that do not fit.
+  """
+  trained = _elsewhere(config) if config.checkpoint else _stored(directory)
+  if config.run and config.dataset:
+    trained = dataclasses.replace(trained, dataset=config.dataset)
+  splits = data.load(
+    trained.dataset,
+    source=config.data_source,
+    data_dir=config.data_dir,
+    defender_fraction=trained.defender_fraction,
+    seed=trained.seed,
+    report=report,
+  )
+  if not len(splits.defender.images):
+    raise UserError(
+      "the run keeps no images for the defender: train it with "
+      "--defender_fraction above 0"
+    )
+  shape = splits.test.images.shape[1:]
+  model = make_model(trained, splits.info, shape)
+  attack = make_attack(trained, shape, splits.info.num_classes)
+  place = directory if config.checkpoint else directory / "checkpoints"
+  found = _restore(place, model, attack, report)
+  mesh = sharding.make_mesh()
+  state, generator = sharding.replicate(mesh, (found.state, found.generator))
+  defender = Defender(
+    model,
+    Weights(state.params, state.batch_stats),
+    *sharding.replicate(mesh, tuple(splits.defender)),
+    splits.info.class_names,
+    mesh,
+  )
+  params = generator.params if attack else {}
+  return Subject(
+    directory, trained, found.step, defender, attack, params, splits
+  )
+
+
+def _stored(directory: pathlib.Path) -> attack_config.Config:
+  stored = read_json(directory / "config.json")
+  if not isinstance(stored, dict) or "experiment" not in stored:
+    raise UserError(
+      f"{directory} has no config.json of a run: take --checkpoint with "
+      "--dataset for weights made elsewhere"
+    )
+  known = {f.name for f in dataclasses.fields(attack_config.Config)}
+  return attack_config.Config(
+    **{name: value for name, value in stored.items() if name in known}
+  )
+
+
+def _elsewhere(config: Config) -> attack_config.Config:
+  return attack_config.Config(
+    "clean",
+    dataset=config.dataset,
+    defender_fraction=config.defender_fraction,
+    model=config.model,
+    width=config.width,
+    stem=config.stem,
+    precision="float32",
+  )
+
+
+def _restore(place, model, attack, report):
+  """The classifier, and the generator of an attack; no optimisers."""
+  key = jax.random.key(0)
+  step = jax.ShapeDtypeStruct((), np.int32)
+  state = TrainState(step, *jax.eval_shape(model.init, key), None)
+  generator = None
+  if attack is not None:
+    generator = TrainState(step, jax.eval_shape(attack.init, key), {}, None)
+  with Checkpoints(place, read_only=True) as checkpoints:
+    found = checkpoints.restore(state, generator, report=report)
+  if found is None:
+    raise UserError(f"{place} holds no checkpoint: train the run first")
+  return found

@@ -1,0 +1,183 @@
+"""STRIP: does the label survive when other images are laid over? (Gao 2019).
+
+python -m experiments.strip --run=runs/ban-mnist
+"""
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import compiler, evaluation, metrics, plots
+from bdjax.defenses import strip
+from bdjax.errors import UserError
+from experiments import defending
+from experiments.defending import Findings, flag
+
+# Gao et al. 2019, tables 2 and 3: N = 100, FRR 1%, the square on MNIST and
+# the patch triggers on CIFAR-10; another network than ours.
+_REPORTED = {
+  ("badnets", "mnist"): {"far_at_0.01": 0.0185},
+  ("badnets", "cifar10"): {"far_at_0.01": 0.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(defending.Config):
+  """Flags of STRIP."""
+
+  overlays: int | None = flag(
+    None,
+    "N, images laid over each input (default: 100, or all of a small pool).",
+  )
+  superimpose: str = flag(
+    "additive", "additive (the authors' code) or blend (half of each)."
+  )
+  unit: str = flag("bits", "Of the entropy: bits or nats.")
+  threshold: str = flag(
+    "gaussian", "gaussian (a normal fit, the paper's) or quantile."
+  )
+  frr: str = flag("0.005,0.01,0.02,0.05", "Wanted false rejection rates.")
+
+
+class Found(NamedTuple):
+  """What the defender makes of its own data."""
+
+  settings: strip.Settings
+  pool: jax.Array  # uint8 [O,H,W,C]
+  calibration: np.ndarray  # entropies, float32 [M]
+  thresholds: dict[float, float]  # wanted FRR -> entropy
+  key: jax.Array
+
+
+def defend(
+  defender: defending.Defender, config: Config, space: defending.Space
+) -> Found:
+  """Takes a fifth of the data for overlays, and calibrates on the rest."""
+  rates = _rates(config.frr)
+  for name, allowed in (
+    ("superimpose", ("additive", "blend")),
+    ("unit", ("bits", "nats")),
+    ("threshold", ("gaussian", "quantile")),
+  ):
+    if getattr(config, name) not in allowed:
+      raise UserError(
+        f"--{name}={getattr(config, name)} is unknown: take "
+        f"{' or '.join(allowed)}"
+      )
+  order_key, key = jax.random.split(space.key)
+  total = len(defender.labels)
+  order = jax.random.permutation(order_key, total)
+  size = max(total // 5, config.overlays or 1)
+  num = config.overlays or min(100, size)
+  if not 1 <= num <= total - 2:
+    raise UserError(
+      f"--overlays={config.overlays} is out of range: the defender has {total} "
+      f"images, two of which are to calibrate on; take 1 to {total - 2}"
+    )
+  settings = strip.Settings(num, config.superimpose, config.unit)
+  pool, calibration = order[:size], order[size:]
+  run = evaluation.over_images(
+    strip.entropies(defender.model, settings),
+    strip.inputs_at_once(num, defender.mesh.size),
+    defender.mesh,
+  )
+  space.report(
+    f"{len(calibration)} images to calibrate on, {num} overlays each from a "
+    f"pool of {size}"
+  )
+  pool = defender.images[pool]
+  entropies = np.asarray(
+    run((defender.weights, pool), key, defender.images[calibration])
+  )
+  thresholds = {
+    rate: strip.threshold(entropies, rate, config.threshold) for rate in rates
+  }
+  return Found(settings, pool, entropies, thresholds, key)
+
+
+def _rates(text: str) -> list[float]:
+  try:
+    rates = [float(part) for part in text.split(",")]
+  except ValueError:
+    raise UserError(f"--frr={text}: take shares with commas") from None
+  for rate in rates:
+    if not 0 < rate < 1:
+      raise UserError(f"--frr={text}: {rate:g} is not between 0 and 1")
+  return rates
+
+
+def examine(
+  found: Found,
+  defender: defending.Defender,
+  exam: defending.Exam,
+  config: Config,
+  space: defending.Space,
+) -> Findings:
+  """Entropies of clean and of triggered test images, and what is rejected."""
+  function = strip.entropies(defender.model, found.settings)
+  args = (defender.weights, found.pool)
+  batch = strip.inputs_at_once(found.settings.overlays, defender.mesh.size)
+  clean = exam.clean(function, args, batch)
+  triggered = None
+  if exam.has_attack:
+    triggered = exam.triggered(function, args, batch).outputs
+  measured, details = {}, {"thresholds": {}}
+  for rate, limit in found.thresholds.items():
+    name = f"at_{rate:g}"
+    details["thresholds"][f"{rate:g}"] = limit
+    measured[f"frr_{name}"] = defending.share_of(clean < limit)
+    if triggered is not None:
+      measured[f"far_{name}"] = defending.share_of(triggered >= limit)
+  if triggered is not None:
+    measured["auroc"] = metrics.auroc(triggered, clean)
+  samples = {"calibration": found.calibration, "clean": clean}
+  if triggered is not None:
+    samples["triggered"] = triggered
+  for name, values in samples.items():
+    measured[f"entropy_mean_{name}"] = float(values.mean())
+    measured[f"entropy_sd_{name}"] = float(values.std(ddof=1))
+    details[f"images_{name}"] = len(values)
+  details["overlays"] = found.settings.overlays
+  measured |= _cost(found, defender)
+  plots.entropies(
+    space.figure("entropies"), samples, details["thresholds"], config.unit
+  )
+  reported = _REPORTED.get((exam.experiment, exam.dataset), {})
+  return Findings(measured, details, reported)
+
+
+def _cost(found: Found, defender: defending.Defender) -> dict[str, float]:
+  """Milliseconds an image, without the guard and with it: medians of five."""
+  images = defender.images[:64].astype(jnp.float32) / 255.0
+  model, weights = defender.model, defender.weights
+  limit = next(iter(found.thresholds.values()))
+  guard = strip.detector(
+    found.key, model, weights, found.pool, limit, found.settings
+  )
+  plain = compiler.jit(
+    lambda weights, images: model.apply(*weights, images, False)[0].argmax(-1)
+  )
+  out = {}
+  for name, call in (
+    ("plain", lambda: plain(weights, images)),
+    ("guarded", lambda: guard(images)),
+  ):
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(5):
+      begin = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds.append(time.perf_counter() - begin)
+    median = float(np.median(seconds))
+    out[f"{name}_ms_an_image"] = 1e3 * median / len(images)
+  return out
+
+
+DEFENSE = defending.Defense("strip", Config, defend, examine, 2000)
+
+if __name__ == "__main__":
+  defending.main(DEFENSE)

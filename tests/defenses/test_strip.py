@@ -1,0 +1,148 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from bdjax import evaluation, models, sharding
+from bdjax.defenses import strip
+from bdjax.errors import UserError
+from bdjax.models import Weights
+
+KEY = jax.random.key(3)
+POOL = jax.random.randint(KEY, (9, 8, 8, 1), 0, 256).astype(jnp.uint8)
+IMAGES = jax.random.uniform(jax.random.key(4), (5, 8, 8, 1))
+
+
+@pytest.fixture(scope="module")
+def network():
+  model = models.get("cnn", image_shape=(8, 8, 1), num_classes=4, width=4)
+  params, stats = jax.jit(model.init)(KEY)
+  # Larger logits than a fresh network's, whose entropies are all alike.
+  params["logits"]["kernel"] *= 20
+  return model, Weights(params, stats)
+
+
+@pytest.mark.parametrize(
+  "how, want", [("additive", [0.75, 1.0]), ("blend", [0.375, 0.55])]
+)
+def test_superimpose_by_hand(how, want):
+  image, overlay = jnp.array([0.25, 0.5]), jnp.array([0.5, 0.6])
+  got = jax.jit(strip.superimpose, static_argnums=2)(image, overlay, how)
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_entropy_by_hand():
+  # Softmax 1/2, 1/4, 1/4: 1.5 bits. Uniform over 4: 2 bits. One certain: 0.
+  logits = jnp.array([[jnp.log(2.0), 0.0, 0.0], [0.0, 0.0, 0.0]])
+  np.testing.assert_allclose(
+    strip.entropy(logits), [1.5, np.log2(3)], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    strip.entropy(logits, "nats"), [1.5 * np.log(2), np.log(3)], rtol=1e-6
+  )
+  certain = strip.entropy(jnp.array([0.0, -jnp.inf, -1e9]))
+  assert float(certain) == 0.0
+
+
+def test_entropy_is_over_the_classes():
+  logits = jax.random.normal(KEY, (6, 3))
+  together = jax.jit(strip.entropy)(logits)
+  each = jax.vmap(strip.entropy)(logits)
+  want = stats.entropy(jax.nn.softmax(logits), base=2, axis=-1)
+  np.testing.assert_allclose(together, want, rtol=1e-5)
+  np.testing.assert_allclose(each, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["additive", "blend"])
+def test_one_batch_equals_one_image_and_one_overlay_at_a_time(network, how):
+  model, weights = network
+  settings = strip.Settings(overlays=9, superimpose=how)  # all of the pool
+  got = jax.jit(strip.entropies(model, settings))((weights, POOL), KEY, IMAGES)
+  apply = jax.jit(lambda x: model.apply(*weights, x, False)[0])
+  want = []
+  for image in IMAGES:
+    each = []
+    for overlay in POOL:
+      mixed = strip.superimpose(image, overlay.astype(jnp.float32) / 255, how)
+      p = jax.nn.softmax(apply(mixed[None])[0])
+      each.append(stats.entropy(p, base=2))
+    want.append(np.mean(each))
+  assert np.ptp(want) > 1e-3
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_every_input_draws_its_own_overlays_without_repetition():
+  class Sees:
+    """A 'network' whose logits tell which overlay it was given."""
+
+    @staticmethod
+    def apply(params, batch_stats, images, train):
+      which = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
+      seen.append(which)
+      return jnp.zeros((images.shape[0], 2)), batch_stats
+
+  seen = []
+  pool = jnp.arange(30, dtype=jnp.uint8).reshape(30, 1, 1, 1)
+  run = strip.entropies(Sees, strip.Settings(overlays=10))
+  run((Weights({}, {}), pool), KEY, jnp.zeros((4, 1, 1, 1)))
+  rows = np.asarray(seen[0]).reshape(4, 10)
+  assert all(len(set(row)) == 10 for row in rows.tolist())
+  assert len({tuple(sorted(row)) for row in rows.tolist()}) == 4
+
+
+def test_chunks_do_not_change_an_entropy(network):
+  model, weights = network
+  function = strip.entropies(model, strip.Settings(overlays=9))
+  mesh = sharding.make_mesh(jax.devices()[:1])
+  images = POOL[:6]
+  found = [
+    evaluation.over_images(function, batch, mesh)((weights, POOL), KEY, images)
+    for batch in (2, 6)
+  ]
+  np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [1, 4, 300])
+def test_chunks_fit_the_devices(devices):
+  for overlays in (1, 100, 1000):
+    got = strip.inputs_at_once(overlays, devices)
+    assert got >= devices and got % devices == 0
+
+
+def test_gaussian_threshold_by_hand():
+  calibration = np.array([1.0, 2.0, 3.0])  # mean 2, sd 1
+  assert strip.threshold(calibration, 0.5) == pytest.approx(2.0)
+  # The normal quantile of 0.01 is -2.3263.
+  assert strip.threshold(calibration, 0.01) == pytest.approx(2 - 2.326348)
+
+
+@pytest.mark.parametrize("frr", [0.01, 0.05, 0.3])
+def test_empirical_threshold_rejects_what_it_says(frr):
+  calibration = np.random.default_rng(0).permutation(200) / 200
+  limit = strip.threshold(calibration, frr, "quantile")
+  assert (calibration < limit).mean() == pytest.approx(frr)
+
+
+@pytest.mark.parametrize("frr", [0.0, 1.0, -0.1, float("nan")])
+def test_rates_outside_are_refused(frr):
+  with pytest.raises(UserError, match="between 0 and 1"):
+    strip.threshold(np.arange(9.0), frr)
+
+
+def test_too_few_images_says_how_many_it_takes():
+  with pytest.raises(UserError, match="takes 200 calibration images.*are 199"):
+    strip.threshold(np.arange(199.0), 0.005, "quantile")
+
+
+def test_detector_rejects_below_the_threshold_and_keeps_the_labels(network):
+  model, weights = network
+  settings = strip.Settings(overlays=9)
+  found = strip.entropies(model, settings)((weights, POOL), KEY, IMAGES)
+  limit = float(np.sort(found)[2]) + 1e-4
+  guard = strip.detector(KEY, model, weights, POOL, limit, settings)
+  labels, rejected = guard(IMAGES)
+  want = model.apply(*weights, IMAGES, False)[0].argmax(-1)
+  np.testing.assert_array_equal(labels, want)
+  np.testing.assert_array_equal(rejected, np.asarray(found) < limit)
+  assert rejected.sum() == 3
