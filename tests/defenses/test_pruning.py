@@ -1,0 +1,153 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import evaluation, models, sharding
+from bdjax.defenses import pruning
+from bdjax.models import Weights
+
+KEY = jax.random.key(11)
+SHAPE = (8, 8, 1)
+IMAGES = jax.random.randint(KEY, (21, *SHAPE), 0, 256).astype(jnp.uint8)
+MESH = sharding.make_mesh(jax.devices()[:1])
+
+
+@functools.cache
+def network(name):
+  """Untrained, but not of one opinion: mean logits are 0."""
+  model = models.get(name, image_shape=SHAPE, num_classes=10, width=8)
+  params, batch_stats = jax.jit(model.init)(KEY)
+  images = IMAGES.astype(jnp.float32) / 255
+  logits = jax.jit(lambda p: model.apply(p, batch_stats, images, False)[0])
+  params["logits"]["bias"] = -logits(params).mean(0)
+  return model, Weights(params, batch_stats)
+
+
+def test_order_and_prefix_masks_by_hand():
+  order = pruning.order(jnp.array([0.3, 0.0, 0.2, 0.0]))
+  assert order.tolist() == [1, 3, 2, 0]  # of equals, the first first
+  got = jax.jit(pruning.prefix_masks)(order)
+  assert got.dtype == jnp.float32
+  assert got.tolist() == [
+    [1, 1, 1, 1],
+    [1, 0, 1, 1],
+    [1, 0, 1, 0],
+    [1, 0, 0, 0],
+    [0, 0, 0, 0],
+  ]
+
+
+def test_prefix_masks_of_many_orders_equal_a_loop():
+  activations = jax.random.uniform(KEY, (3, 6))
+  orders = jax.vmap(pruning.order)(activations)
+  got = jax.vmap(pruning.prefix_masks)(orders)
+  for masks, order, values in zip(got, orders, activations, strict=True):
+    np.testing.assert_array_equal(masks, pruning.prefix_masks(order))
+    for k, mask in enumerate(masks):
+      assert int(mask.sum()) == 6 - k
+      if 0 < k < 6:  # what is pruned is less active than what is left
+        assert values[mask == 0].max() <= values[mask == 1].min()
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+def test_mean_activations_are_over_images_and_positions(batch):
+  model, weights = network("cnn")
+  got = pruning.mean_activations(model, "conv_1", batch, MESH)(weights, IMAGES)
+  images = IMAGES.astype(jnp.float32) / 255
+  want = pruning.layer_output(model, weights, images, "conv_1")
+  np.testing.assert_allclose(got, want.mean((0, 1, 2)), rtol=1e-5)
+  features = pruning.mean_activations(model, "conv_2", batch, MESH)
+  want = model.features(*weights, images).mean((0, 1, 2))
+  np.testing.assert_allclose(features(weights, IMAGES), want, rtol=1e-5)
+
+
+def _prefixes(name, layer):
+  model, weights = network(name)
+  order = jax.random.permutation(KEY, models.layers(model, SHAPE)[layer])
+  return model, weights, pruning.prefix_masks(order)
+
+
+def _check_against_a_loop(got, model, weights, layer, masks):
+  @jax.jit
+  def one(mask):
+    pruned = pruning.prune(weights, {layer: mask})
+    images = IMAGES.astype(jnp.float32) / 255
+    return pruning.masked(model).apply(*pruned, images, False)[0].argmax(-1)
+
+  assert got.shape == (21, len(masks)) and got.dtype == jnp.int32
+  for k, mask in enumerate(masks):
+    np.testing.assert_array_equal(got[:, k], one(mask))
+  assert len(np.unique(got, axis=1).T) > 2  # the masks do something
+
+
+@pytest.mark.parametrize("layer", ["conv_1", "conv_2"])
+def test_all_prefixes_at_once_equal_a_loop_of_masked_models(layer):
+  model, weights, masks = _prefixes("cnn", layer)
+  run = evaluation.over_images(pruning.predict_prefixes(model, layer), 8, MESH)
+  got = run((weights, masks), KEY, IMAGES)
+  _check_against_a_loop(got, model, weights, layer, masks)
+
+
+@pytest.mark.parametrize("layer, again", [("blocks.7", 0), ("blocks.6", 2)])
+def test_the_trunk_runs_once_for_all_prefixes(layer, again):
+  """Convolutions counted in the compiled program; the loop is a `while`."""
+  model, weights, masks = _prefixes("resnet18", layer)
+  images = IMAGES.astype(jnp.float32) / 255
+  predict = jax.jit(pruning.predict_prefixes(model, layer))
+  program = predict.lower((weights, masks), KEY, images).compile()
+  text = program.as_text().splitlines()
+  lines = [line for line in text if " convolution(" in line]
+  assert len(lines) == 20  # ResNet-18's, each once
+  assert sum("/while/body/" in line for line in lines) == again
+  got = program((weights, masks), KEY, images)
+  _check_against_a_loop(got, model, weights, layer, masks)
+
+
+def test_prefixes_of_many_networks_equal_a_loop():
+  model, weights, masks = _prefixes("cnn", "conv_2")
+  both = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), weights)
+  images = IMAGES[:4].astype(jnp.float32) / 255
+  predict = jax.jit(pruning.predict_prefixes(model, "conv_2"))
+  got = jax.vmap(predict, ((0, None), None, None))((both, masks), KEY, images)
+  for i in (0, 1):
+    one = jax.tree.map(lambda x, i=i: x[i], both)
+    np.testing.assert_array_equal(got[i], predict((one, masks), KEY, images))
+
+
+def test_the_curve_is_of_the_defenders_data():
+  model, weights = network("cnn")
+  images = IMAGES.astype(jnp.float32) / 255
+  # Labels that the whole network is right on, but for the first three.
+  labels = model.apply(*weights, images, False)[0].argmax(-1)
+  labels = jnp.where(jnp.arange(21) < 3, (labels + 1) % 10, labels)
+  curve = pruning.make_curve(model, "conv_2", 8, MESH)(weights, IMAGES, labels)
+  means = model.features(*weights, images).mean((0, 1, 2))
+  np.testing.assert_array_equal(curve.order, np.argsort(means))
+  np.testing.assert_array_equal(curve.masks, pruning.prefix_masks(curve.order))
+  assert curve.accuracies[0] == 18 / 21
+  # All channels pruned: the answer is the same for every image.
+  logits = model.head(*weights, jnp.zeros((1, 2, 2, 4)))
+  want = float(np.mean(np.asarray(labels) == int(logits.argmax())))
+  assert curve.accuracies[-1] == want
+
+
+def test_stops_by_hand():
+  # 0.94 - 0.92 is below 0.02 in binary.
+  accuracies = [0.94, 0.95, 0.93, 0.92, 0.93, 0.85, 0.5]
+  assert pruning.stops(accuracies).tolist() == [3, 5, 6]
+  assert pruning.stops(np.float32(accuracies)).tolist() == [3, 5, 6]
+  # Never so far: all.
+  assert pruning.stops([0.3, 0.25, 0.29], (0.05, 0.1)).tolist() == [1, 2]
+
+
+def test_stops_of_many_curves_equal_a_loop():
+  curves = np.linspace(1.0, 0.5, 12).reshape(1, 12) ** [[1], [2], [5]]
+  got = pruning.stops(curves)
+  assert got.shape == (3, 3)
+  for row, curve in zip(got, curves, strict=True):
+    np.testing.assert_array_equal(row, pruning.stops(curve))
+    for k, drop in zip(row, (0.02, 0.04, 0.10), strict=True):
+      assert curve[k] <= curve[0] - drop + 1e-6 < curve[k - 1] + 2e-6
