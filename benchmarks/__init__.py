@@ -1,0 +1,1 @@
+"""Measured claims, each beside a peer: `python -m benchmarks.NAME`."""

@@ -1,0 +1,74 @@
+"""GoodNet: the backdoored network and its pruned copy answer together.
+
+python -m experiments.goodnet --run=runs/badnets-mnist
+"""
+
+import dataclasses
+
+import numpy as np
+
+from bdjax.defenses import pruning
+from bdjax.defenses.goodnet import predict_goodnet
+from experiments import defending
+from experiments.defending import Findings, flag, share_of
+from experiments.pruning import Found, prune
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(defending.Config):
+  """Flags of GoodNet."""
+
+  layer: str | None = flag(None, "Whose channels go (default: the last).")
+  drops: str = flag(
+    "0.02,0.04,0.1",
+    "Falls of accuracy on the defender's data, a GoodNet for each.",
+  )
+
+
+def defend(
+  defender: defending.Defender, config: Config, space: defending.Space
+) -> Found:
+  """Prunes; the networks of the stops answer beside the whole one."""
+  del space
+  return prune(defender, config.layer, config.drops)
+
+
+def examine(
+  found: Found,
+  defender: defending.Defender,
+  exam: defending.Exam,
+  config: Config,
+  space: defending.Space,
+) -> Findings:
+  """Accuracy and ASR with "backdoored" as an answer, and coverage."""
+  del config, space
+  num = len(defender.class_names)
+  model = pruning.masked(defender.model)
+  function = predict_goodnet(defender.model, model, num)
+  measured = {}
+  for text, count in found.stops.items():
+    mask = {found.layer: found.curve.masks[count]}
+    args = (defender.weights, pruning.prune(defender.weights, mask))
+    answers = exam.clean(function, args)
+    scores = {
+      "clean_accuracy": answers == exam.labels,
+      "clean_coverage": answers < num,
+    }
+    if exam.has_attack:
+      triggered = exam.triggered(function, args)
+      scores |= {
+        "attack_success_rate": triggered.outputs == triggered.targets,
+        "robust_accuracy": triggered.outputs == triggered.labels,
+        "triggered_coverage": triggered.outputs < num,
+      }
+    measured |= {
+      f"{name}_at_{text}": share_of(np.asarray(hits))
+      for name, hits in scores.items()
+    }
+  return Findings(measured, {"layer": found.layer, "channels": found.stops})
+
+
+DEFENSE = defending.Defense("goodnet", Config, defend, examine)
+
+if __name__ == "__main__":
+  defending.main(DEFENSE)

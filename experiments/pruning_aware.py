@@ -1,0 +1,277 @@
+"""The attack that pruning alone cannot stop (Liu et al. 2018, section 3.2).
+
+python -m experiments.pruning_aware --run=runs/badnets-mnist \
+  --clean_run=runs/clean-mnist
+
+Trains the attack of --run again, from the clean network, into the channels
+that clean images use; leaves the network as a run, runs/NAME-pruning_aware,
+and sets pruning and fine-pruning on both.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bdjax import evaluation, sharding, training
+from bdjax.attacks import pruning_aware
+from bdjax.checkpoints import Checkpoints
+from bdjax.defenses import pruning
+from bdjax.errors import UserError
+from bdjax.models import Weights
+from bdjax.training import TrainState
+from experiments import defending, fine_pruning
+from experiments import pruning as pruning_experiment
+from experiments.common import config as attack_config
+from experiments.common import results
+from experiments.common.cli import say, serve
+from experiments.common.program import build, make_keys
+from experiments.common.rundir import open_run, write_json
+from experiments.common.runner import Report, quiet
+from experiments.common.train import train
+from experiments.defending import flag
+from experiments.defending.config import check, identity
+from experiments.defending.exam import Exam
+from experiments.defending.subject import Subject, load
+from experiments.defending.table import print_table
+
+ATTACKER_IMAGES = 10_000  # of the training set, to rank channels by
+SHARED = (
+  *("dataset", "model", "width", "stem", "seed"),
+  *("defender_fraction", "data_sha256"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(defending.Config):
+  """Flags of the pruning-aware attack."""
+
+  clean_run: str | None = flag(
+    None, "The same model trained clean: a run, or a group as --run is."
+  )
+  layer: str | None = flag(
+    None, "Whose dormant channels are left out (default: the last)."
+  )
+  drop: float = flag(
+    0.005, "Accuracy on training images that leaving them out may cost."
+  )
+  epochs: int | None = flag(
+    None, "Of the backdoor's training (default: as many as --run had)."
+  )
+  margin: float = flag(
+    0.1, "By how much more than needed the biases of the rest are lowered."
+  )
+
+
+class Trained(NamedTuple):
+  """The attack's network, whole again."""
+
+  weights: Weights
+  generator: Any
+  channels: int  # dormant
+  seconds: float
+
+
+def run(
+  config: Config, report: Report = quiet, *, show: bool = False
+) -> dict[str, Any]:
+  """Attacks, and sets both defences on the old network and the new one.
+
+  Returns:
+    What stands in `results.json` of the new run.
+
+  Raises:
+    UserError: something the user can put right.
+  """
+  check(config)
+  if not config.run or not config.clean_run:
+    raise UserError(
+      "take --run=runs/NAME of an attack and --clean_run=runs/NAME of the same "
+      "model trained clean"
+    )
+  if not 0 < config.drop < 1:
+    raise UserError(f"--drop={config.drop}: take a share between 0 and 1")
+  places = defending.members(config)
+  beside = defending.members(dataclasses.replace(config, run=config.clean_run))
+  root = pathlib.Path(config.run).expanduser()
+  output = root.with_name(f"{root.name}-pruning_aware")
+  output = pathlib.Path(config.output).expanduser() if config.output else output
+  if len(places) != len(beside):
+    raise UserError(
+      f"{config.run} has {len(places)} members and {config.clean_run} "
+      f"{len(beside)}: take groups of the same seeds"
+    )
+  found = []
+  for place, clean in zip(places, beside, strict=True):
+    alone = place == root
+    directory = output if alone else output / place.name
+    found.append(_attack(config, place, clean, directory, report))
+  if len(found) == 1 and places == [root]:
+    out = found[0]
+  else:
+    out = defending.combine(found)
+    write_json(output / "results.json", out)
+  if show:
+    print_table(out, output)
+  return out
+
+
+def _attack(config, place, clean, directory, report) -> dict[str, Any]:
+  subject = load(config, place, report)
+  start = load(dataclasses.replace(config, run=str(clean)), clean, report)
+  if subject.attack is None:
+    raise UserError(f"{place} is a clean run: take --run of an attack")
+  for name in SHARED:
+    one, two = getattr(subject.config, name), getattr(start.config, name)
+    if one != two:
+      raise UserError(
+        f"{place} and {clean} do not fit: {name} is {one} and {two}"
+      )
+  # As the run's own, so that the defences take the new run for one.
+  stored = attack_config.identity(subject.config)
+  about = identity(config) | {"of": place.name, "clean": clean.name}
+  with open_run(
+    directory,
+    stored | {"pruning_aware": about},
+    overwrite=config.overwrite,
+    elsewhere="--output",
+  ):
+    trained = _train(config, subject, start, directory, report)
+    _save(directory, subject, trained)
+    exam = Exam(
+      subject._replace(generator=trained.generator),
+      jax.random.key(config.seed),
+    )
+    scores = exam.scores(subject.defender.model, trained.weights)
+    out = {
+      "defense": "pruning_aware",
+      "config": about,
+      "run": {"name": directory.name, "experiment": subject.config.experiment},
+      "measured": results.as_json(scores)
+      | {"dormant_channels": trained.channels}
+      | _defended("plain", place, report)
+      | _defended("aware", directory, report),
+      "reported": {},
+      "details": {},
+      **results.surroundings(subject.splits.info),
+      "git_commit": results.git_commit(),
+      "seeds": [subject.config.seed],
+      "seconds": {"train": trained.seconds},
+    }
+    write_json(directory / "results.json", out)
+  return out
+
+
+def _train(
+  config: Config, subject: Subject, start: Subject, directory, report
+) -> Trained:
+  """The paper's four steps; the first is the clean run."""
+  model, mesh = subject.defender.model, subject.defender.mesh
+  images, labels = sharding.replicate(
+    mesh, tuple(x[:ATTACKER_IMAGES] for x in subject.splits.train)
+  )
+  layer = pruning.check_layer(model, subject.defender.shape, config.layer)
+  make = pruning.make_curve(model, layer, subject.defender.batch(), mesh)
+  curve = make(start.defender.weights, images, labels)
+  # The last before the accuracy has fallen so far.
+  count = int(pruning.stops(curve.accuracies, (config.drop,))[0]) - 1
+  report(
+    f"{count} of {len(curve.order)} channels of {layer} are dormant: the "
+    "backdoor goes into the others"
+  )
+  begin = pruning.prune(start.defender.weights, {layer: curve.masks[count]})
+  trained = _backdoor(config, subject, begin, directory, report)
+  weights = Weights(trained.carry.state.params, trained.carry.state.batch_stats)
+  generator = trained.carry.generator.params
+  maxima = _maxima(subject, layer, weights, generator, images, labels)
+  return Trained(
+    pruning_aware.reinstate(weights, maxima, config.margin),
+    generator,
+    count,
+    trained.seconds["train"],
+  )
+
+
+def _backdoor(config, subject, begin, directory, report):
+  """Trains the attack into a masked network; resumes like any training."""
+  changes = {"epochs": config.epochs} if config.epochs else {}
+  resolved = dataclasses.replace(
+    subject.config, checkpoint_seconds=60.0, **changes
+  )
+  program = build(
+    resolved, subject.splits, pruning.masked(subject.defender.model)
+  )
+  zero = jnp.zeros((), jnp.int32)
+  key = make_keys(resolved.seed).init
+  generator = subject.attack.init(key)
+  carry = training.Carry(
+    TrainState(zero, *begin, program.optimizers.state.init(begin.params)),
+    TrainState(
+      jnp.zeros((), jnp.int32),
+      generator,
+      {},
+      program.optimizers.generator.init(generator),
+    ),
+  )
+  # Copies: training donates its state, and the clean network's is in use.
+  carry = jax.tree.map(jnp.copy, carry)
+  return train(
+    program,
+    subject.splits,
+    resolved.seed,
+    directory / "training",
+    results.git_commit(),
+    report,
+    sharding.replicate(program.mesh, carry),
+  )
+
+
+def _maxima(subject, layer, weights, generator, images, labels):
+  """The largest activations on clean and on triggered training images."""
+  defender = subject.defender
+  trigger = evaluation.over_triggered(
+    lambda args, key, images: jnp.round(255 * images).astype(jnp.uint8),
+    subject.attack,
+    defender.batch(),
+    defender.mesh,
+  )
+  key = jax.random.key(subject.config.seed)
+  triggered, _, _ = trigger({}, generator, key, images, labels)
+  measure = pruning_aware.max_activations(
+    defender.model, layer, defender.batch(), defender.mesh
+  )
+  whole = pruning_aware.unmasked(weights)
+  return jnp.maximum(measure(whole, images), measure(whole, triggered))
+
+
+def _save(directory, subject, trained):
+  state = TrainState(np.int32(subject.step), *trained.weights, None)
+  generator = TrainState(np.int32(subject.step), trained.generator, {}, None)
+  with Checkpoints(directory / "checkpoints") as checkpoints:
+    if checkpoints.latest_step() is None:
+      checkpoints.save(subject.step, state, generator, {}, 0.0)
+
+
+def _defended(name, place, report) -> dict[str, Any]:
+  """ASR and clean accuracy after pruning, and after fine-pruning."""
+  out = {}
+  for defense, marks in (
+    (pruning_experiment.DEFENSE, {"at_0.04": "pruned"}),
+    (fine_pruning.DEFENSE, {"repaired": "fine_pruned"}),
+  ):
+    found = defending.run(defense, defense.config(run=str(place)), report)
+    for mark, text in marks.items():
+      for score in ("clean_accuracy", "attack_success_rate"):
+        value = found["measured"][f"{score}_{mark}"]
+        out[f"{score}_{name}_{text}"] = value
+  return out
+
+
+if __name__ == "__main__":
+  serve(
+    dataclasses.fields(Config),
+    lambda **chosen: run(Config(**chosen), say, show=True),
+  )
