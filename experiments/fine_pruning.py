@@ -17,6 +17,7 @@ import numpy as np
 from bdjax import plots
 from bdjax.attacks.triggers import Trigger
 from bdjax.checkpoints import Checkpoints
+from bdjax.data.augment import augment
 from bdjax.defenses import fine_pruning, pruning, tuning
 from bdjax.errors import UserError
 from bdjax.models import Model, Weights
@@ -25,6 +26,10 @@ from experiments import defending
 from experiments.defending import Findings, flag
 
 KEPT_ROUNDS = 1000  # all of them
+_DEFAULTS = {
+  "activation": {"drop": 0.3, "epochs": 20, "learning_rate": 0.05},
+  "value": {"drop": 0.02, "epochs": 1, "learning_rate": 1e-3},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +40,11 @@ class Config(defending.Config):
   layer: str | None = flag(
     None, "By activation: whose channels go (default: the last)."
   )
-  drop: float = flag(
-    0.04,
-    "Fall of accuracy on the defender's data at which pruning ends; by value "
-    "the most that a round may cost after tuning.",
+  drop: float | None = flag(
+    None,
+    "Fall of accuracy on the defender's data at which pruning ends (default: "
+    "0.3, for tuning to win back); by value the most that all rounds may cost "
+    "after tuning (default: 0.02).",
   )
   step: float = flag(0.05, "By value: share of the weights' range a round.")
   epochs: int | None = flag(
@@ -46,7 +52,13 @@ class Config(defending.Config):
     "Of tuning, over the defender's data (default: 20; by value 1 a round).",
   )
   learning_rate: float | None = flag(
-    None, "Of tuning (default: 0.02; by value 0.001)."
+    None, "Of tuning (default: 0.05; by value 0.001)."
+  )
+  weight_decay: float = flag(5e-4, "Of kernels, in tuning.")
+  augment: str | None = flag(
+    None,
+    "In tuning: none, crop or crop_flip (default: colour images crop_flip, "
+    "grey ones of 16 pixels and more crop).",
   )
   tune_batch_size: int = flag(64, "Images an update.")
   proxy: bool = flag(
@@ -69,8 +81,7 @@ def defend(
   defender: defending.Defender, config: Config, space: defending.Space
 ) -> Found:
   """Repairs the network in one of the two published ways."""
-  if config.by not in ("activation", "value"):
-    raise UserError(f"--by={config.by} is unknown: take activation or value")
+  config = _resolved(config, defender.shape)
   for name in ("drop", "step"):
     if not 0 < getattr(config, name) < 1:
       raise UserError(
@@ -78,17 +89,27 @@ def defend(
         "between 0 and 1"
       )
   if config.by == "activation":
-    return by_activation(defender, config, space)
+    return _by_activation(defender, config, space)
   return _by_value(defender, config, space)
 
 
-def by_activation(
-  defender: defending.Defender, config: Config, space: defending.Space
-) -> Found:
+def _resolved(config: Config, shape: tuple[int, int, int]) -> Config:
+  """Fills in what depends on the form and on the images."""
+  if config.by not in _DEFAULTS:
+    raise UserError(f"--by={config.by} is unknown: take activation or value")
+  augmentation = "crop" if min(shape[:2]) >= 16 else "none"
+  if shape[2] == 3:
+    augmentation = "crop_flip"
+  values = _DEFAULTS[config.by] | {"augment": augmentation}
+  missing = {k: v for k, v in values.items() if getattr(config, k) is None}
+  return dataclasses.replace(config, **missing)
+
+
+def _by_activation(defender, config, space) -> Found:
   """Prunes channels until the accuracy has fallen, then tunes."""
   layer = pruning.check_layer(defender.model, defender.shape, config.layer)
   model = pruning.masked(defender.model)
-  tune = _tune(model, defender, config, epochs=20, learning_rate=0.02)
+  tune = _tune(model, defender, config)
   repair = fine_pruning.make_by_activation(
     defender.model, layer, defender.batch(), defender.mesh, tune, config.drop
   )
@@ -110,20 +131,22 @@ def by_activation(
   )
 
 
-def _tune(model, defender, config, epochs, learning_rate):
+def _tune(model, defender, config):
   return tuning.make_tune(
     model,
     defender.batch(config.tune_batch_size),
     defender.mesh,
-    epochs=config.epochs or epochs,
-    learning_rate=config.learning_rate or learning_rate,
+    epochs=config.epochs,
+    learning_rate=config.learning_rate,
+    weight_decay=config.weight_decay,
+    transform=lambda trigger: augment(config.augment),
     schedule="constant" if config.by == "value" else "onecycle",
   )
 
 
 def _by_value(defender, config, space):
   """Rounds of pruning weights and tuning, each kept for a restart."""
-  tune = _tune(defender.model, defender, config, 1, 1e-3)
+  tune = _tune(defender.model, defender, config)
   rounds = fine_pruning.make_rounds(
     defender.model,
     defender.batch(),

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from bdjax.errors import UserError
+
 
 def crop(key: jax.Array, images: jax.Array, pad: int = 2) -> jax.Array:
   """Shifts each image by up to `pad` pixels, for digits: never mirrored.
@@ -40,3 +42,33 @@ def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
   images = crop(crop_key, images, pad)
   flips = jax.random.bernoulli(flip_key, 0.5, images.shape[:1])
   return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+
+
+_BY_NAME = {
+  "none": lambda key, images: images,
+  "crop": crop,
+  "crop_flip": crop_and_flip,
+}
+NAMES = tuple(_BY_NAME)
+
+
+def augment(name: str):
+  """An augmentation as a transform, which poisons nothing.
+
+  Args:
+    name: `none`, `crop` or `crop_flip`.
+
+  Returns:
+    `(key, images [B,H,W,C], labels [B]) -> (images, labels, bool [B])`.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  if name not in _BY_NAME:
+    raise UserError(f"unknown augmentation {name!r}: take {', '.join(NAMES)}")
+
+  def transform(key, images, labels):
+    changed = _BY_NAME[name](key, images)
+    return changed, labels, jnp.zeros(labels.shape, bool)
+
+  return transform

@@ -6,6 +6,7 @@ import pathlib
 
 import jax
 
+from bdjax.data import augment
 from bdjax.errors import UserError
 from bdjax.models import MODELS
 from experiments.common.config import ATTACKS, GENERATED, Config
@@ -119,7 +120,7 @@ def check(config: Config) -> None:
   _choice(config, "stem", ("cifar", "imagenet"))
   _choice(config, "precision", ("float32", "bfloat16"))
   _choice(config, "schedule", ("onecycle", "cosine", "constant"))
-  _choice(config, "augment", ("none", "crop", "crop_flip"))
+  _choice(config, "augment", augment.NAMES)
   _choice(config, "benchmark", ("auto", "reuse", "none", None))
   for name in (
     "epochs",

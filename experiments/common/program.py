@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,7 +15,7 @@ from bdjax.attacks.cban import cban
 from bdjax.attacks.poison import Attack, compose, poison
 from bdjax.attacks.random_backdoor import random_backdoor
 from bdjax.data import Info, Splits
-from bdjax.data.augment import crop, crop_and_flip
+from bdjax.data.augment import augment
 from bdjax.errors import UserError
 from experiments.common.config import Config
 
@@ -264,12 +263,7 @@ def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
 
 def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:
   """Generator parameters -> augmentation, then poisoning."""
-  augmentation = {"crop": crop, "crop_flip": crop_and_flip}.get(config.augment)
-
-  def augment(key, images, labels):
-    return augmentation(key, images), labels, jnp.zeros(labels.shape, bool)
-
-  before = (augment,) if augmentation else ()
+  before = () if config.augment == "none" else (augment(config.augment),)
 
   def transform(params):
     after = (poison(attack, params, config.poison_rate),) if attack else ()

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from bdjax.data.augment import crop, crop_and_flip
+from bdjax.data.augment import NAMES, augment, crop, crop_and_flip
+from bdjax.errors import UserError
 
 KEY = jax.random.key(1)
 
@@ -33,3 +35,14 @@ def test_crop_shifts_and_never_mirrors():
   }
   out = crop(KEY, jnp.tile(image, (200, 1, 1, 1)), pad=1)
   assert {np.asarray(x).tobytes() for x in out} == allowed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_augment_changes_images_alone(name):
+  images, labels = jax.random.uniform(KEY, (8, 8, 8, 1)), jnp.arange(8)
+  out, same, poisoned = augment(name)(KEY, images, labels)
+  assert bool((out == images).all()) == (name == "none")
+  np.testing.assert_array_equal(same, labels)
+  assert not poisoned.any()
+  with pytest.raises(UserError, match="take none, crop, crop_flip"):
+    augment("mirror")
