@@ -90,8 +90,11 @@ def defend(
     f"pool of {size}"
   )
   pool = defender.images[pool]
-  entropies = np.asarray(
-    run((defender.weights, pool), key, defender.images[calibration])
+  images = defender.images[calibration]
+  entropies = defending.in_pieces(
+    lambda key, rows: run((defender.weights, pool), key, images[rows]),
+    key,
+    len(images),
   )
   thresholds = {
     rate: strip.threshold(entropies, rate, config.threshold) for rate in rates

@@ -2,6 +2,7 @@
 
 from experiments.defending.config import Config, flag
 from experiments.defending.exam import Exam, share_of
+from experiments.defending.pieces import in_pieces
 from experiments.defending.runner import (
   Defense,
   Findings,
@@ -21,6 +22,7 @@ __all__ = [
   "Space",
   "combine",
   "flag",
+  "in_pieces",
   "main",
   "members",
   "run",

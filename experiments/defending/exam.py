@@ -8,9 +8,10 @@ import numpy as np
 
 from bdjax import evaluation, metrics, sharding
 from bdjax.models import Model, Weights
+from experiments.defending.pieces import in_pieces
 from experiments.defending.subject import Subject
 
-BATCH = 512  # images; on CPU near the cache, on GPU large enough
+BATCH = 250  # images; half a piece
 
 
 class Triggered(NamedTuple):
@@ -63,11 +64,7 @@ class Exam:
     return np.asarray(self._attack.targets).tolist() if self._attack else []
 
   def clean(
-    self,
-    function: Callable,
-    args: Any,
-    batch_size: int = BATCH,
-    share: slice = slice(None),
+    self, function: Callable, args: Any, batch_size: int = BATCH
   ) -> Any:
     """What a function says of the clean test images: a tree of [N,...].
 
@@ -75,36 +72,37 @@ class Exam:
       function: `(args, key, images f32 [B,H,W,C]) -> tree of [B,...]`.
       args: goes to the function.
       batch_size: B.
-      share: of the test images.
     """
     clean_key, _ = jax.random.split(self._key)
     run = evaluation.over_images(function, self._even(batch_size), self._mesh)
-    return jax.device_get(run(args, clean_key, self._images[share]))
+    return in_pieces(
+      lambda key, rows: run(args, key, self._images[rows]),
+      clean_key,
+      len(self.labels),
+    )
 
   def triggered(
-    self,
-    function: Callable,
-    args: Any,
-    batch_size: int = BATCH,
-    share: slice = slice(None),
+    self, function: Callable, args: Any, batch_size: int = BATCH
   ) -> Triggered:
     """The same for the triggered images, in a run that has an attack."""
-    _, key = jax.random.split(self._key)
+    _, triggered_key = jax.random.split(self._key)
     run = evaluation.over_triggered(
       function, self._attack, self._even(batch_size), self._mesh
     )
-    out, targets, counts = jax.device_get(
-      run(
+    out, targets, counts = in_pieces(
+      lambda key, rows: run(
         args,
         self._generator,
         key,
-        self._images[share],
-        self._device_labels[share],
-      )
+        self._images[rows],
+        self._device_labels[rows],
+      ),
+      triggered_key,
+      len(self.labels),
     )
     return Triggered(
       jax.tree.map(lambda x: x[counts], out),
-      self.labels[share][counts],
+      self.labels[counts],
       targets[counts],
     )
 

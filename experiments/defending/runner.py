@@ -3,14 +3,12 @@
 import dataclasses
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from bdjax import metrics
 from bdjax.checkpoints import Checkpoints
@@ -22,6 +20,7 @@ from experiments.common.rundir import open_run, read_json, write_json
 from experiments.common.runner import Report, quiet
 from experiments.defending.config import Config, check, identity
 from experiments.defending.exam import Exam
+from experiments.defending.pieces import progress
 from experiments.defending.subject import Defender, Subject, load, members
 from experiments.defending.table import print_table
 
@@ -61,13 +60,7 @@ class Space(NamedTuple):
 
   def progress(self, items: Iterable, unit: str) -> Iterable:
     """Goes through items with a progress bar, on a terminal."""
-    return tqdm.tqdm(
-      items,
-      unit=unit,
-      file=sys.stderr,
-      disable=not sys.stderr.isatty(),
-      dynamic_ncols=True,
-    )
+    return progress(items, unit)
 
 
 class Findings(NamedTuple):
