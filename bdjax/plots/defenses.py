@@ -135,10 +135,7 @@ def mask_norms(
     left.set(ylabel="L1 norm of the mask, pixels", title="size of the trigger")
     left.axhline(float(np.nanmedian(norms)), color=GREY, ls=":", lw=1)
     right.axhline(threshold, color=GREY, ls=":", lw=1)
-    right.set(
-      ylabel="anomaly index",
-      title="distance from the median (red: flagged)",
-    )
+    right.set(ylabel="anomaly index", title="its anomaly (red: flagged)")
 
 
 def _bars(
@@ -195,7 +192,8 @@ def pruning_curve(
     ):
       share = np.arange(len(values)) / (len(values) - 1)
       axes.plot(share, values, color=colour, label=title)
-    for text, count in stops.items():
+    for count in sorted(set(stops.values())):
+      text = ", ".join(text for text, c in stops.items() if c == count)
       at = count / (len(next(iter(curves.values()))) - 1)
       axes.axvline(at, color=GREY, lw=0.8, ls=":")
       axes.annotate(

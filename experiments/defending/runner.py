@@ -41,7 +41,9 @@ class Space(NamedTuple):
 
   def figure(self, name: str) -> pathlib.Path:
     """The path of a picture."""
-    return self.directory / "figures" / f"{name}.png"
+    folder = self.directory / "figures"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}.png"
 
   def save(self, name: str, weights: Weights) -> None:
     """Keeps a repaired network, `checkpoints/NAME`, as training would."""
@@ -187,7 +189,6 @@ def _alone(defense, config, root, report) -> dict[str, Any]:
 
 def _defend(defense, config, subject: Subject, directory, report):
   defense_key, exam_key = jax.random.split(jax.random.key(config.seed))
-  (directory / "figures").mkdir(exist_ok=True)
   space = Space(directory, report, defense_key)
   begin = time.perf_counter()
   found = defense.defend(subject.defender, config, space)
