@@ -113,6 +113,7 @@ def run(
     out = found[0]
   else:
     out = defending.combine(found)
+    out["run"] = {**out["run"], "name": output.name}
     write_json(output / "results.json", out)
   if show:
     print_table(out, output)

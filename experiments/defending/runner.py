@@ -160,7 +160,8 @@ def _group(defense, config, root, places, report) -> dict[str, Any]:
     output = config.output and str(pathlib.Path(config.output) / place.name)
     member = dataclasses.replace(config, run=str(place), output=output)
     found.append(_alone(defense, member, place, report))
-  out = combine(found) | {"members": [str(place.name) for place in places]}
+  out = combine(found) | {"members": [place.name for place in places]}
+  out["run"] = {**out["run"], "name": root.name}
   directory = _output(defense, config, root)
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / "results.json", out)
@@ -200,7 +201,7 @@ def _defend(defense, config, subject: Subject, directory, report):
     "defense": defense.name,
     "config": identity(config),
     "run": {
-      "name": root_name(subject.directory),
+      "name": _name(subject.directory),
       "experiment": subject.config.experiment,
       "attack": subject.attack is not None,
       "seed": subject.config.seed,
@@ -220,7 +221,7 @@ def _defend(defense, config, subject: Subject, directory, report):
   }
 
 
-def root_name(directory: pathlib.Path) -> str:
+def _name(directory: pathlib.Path) -> str:
   """A run's name, with its group's."""
   parent = directory.parent.name
   if directory.name.startswith("seed-"):

@@ -57,6 +57,7 @@ def test_a_group_is_defended_member_by_member(fresh):
   group = fresh / "badnets-digits-seeds"
   out = defending.run(strip.DEFENSE, _strip(group))
   assert out["members"] == ["seed-0", "seed-1"] and out["seeds"] == [0, 1]
+  assert out["run"]["name"] == "badnets-digits-seeds"
   each = [
     json.loads((group / m / "defenses/strip/results.json").read_text())
     for m in out["members"]
