@@ -246,7 +246,13 @@ def examine(
   return Findings(measured, {"networks": rows})
 
 
-DEFENSE = defending.Defense("fine_pruning", Config, defend, examine)
+DEFENSE = defending.Defense(
+  "fine_pruning",
+  Config,
+  defend,
+  examine,
+  variant=lambda config: "-value" if config.by == "value" else "",
+)
 
 if __name__ == "__main__":
   defending.main(DEFENSE)

@@ -90,6 +90,8 @@ class Defense(NamedTuple):
     examine: `(found, defender, exam, config, space) -> Findings`: scores on
       test images, and figures.
     eval_images: test images to score on, unless the flag says; None: all.
+    variant: what is added to the name of a form of the defence other than
+      its first, for its results to lie apart.
     amend: `(results, config, report) -> results`: adds to the results of a
       run what compares it with others; also where these were there before.
   """
@@ -99,6 +101,7 @@ class Defense(NamedTuple):
   defend: Callable[[Defender, Config, Space], Any]
   examine: Callable[[Any, Defender, Exam, Config, Space], Findings]
   eval_images: int | None = None
+  variant: Callable[[Config], str] = lambda config: ""
   amend: Callable[[dict[str, Any], Config, Report], dict[str, Any]] = (
     lambda out, config, report: out
   )
@@ -150,7 +153,7 @@ def _output(defense, config, directory) -> pathlib.Path:
   if config.output:
     return pathlib.Path(config.output).expanduser()
   beside = directory if config.run else directory.parent
-  return beside / "defenses" / defense.name
+  return beside / "defenses" / f"{defense.name}{defense.variant(config)}"
 
 
 def _group(defense, config, root, places, report) -> dict[str, Any]:
