@@ -16,22 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
 
 from bdjax.checkpoints import Checkpoints
 from bdjax.errors import UserError
+from bdjax.training import TrainState
 
 
-class State(struct.PyTreeNode):
-  """The shape of a TrainState, without the training."""
-
-  step: Any
-  params: Any
-  batch_stats: Any
-  opt_state: Any
-
-
-def make_state(step: int = 0, width: int = 5, tx: Any = None) -> State:
+def make_state(step: int = 0, width: int = 5, tx: Any = None) -> TrainState:
   """A state with every kind of node: NamedTuples, empty ones, scalars."""
   tx = tx or optax.chain(
     optax.add_decayed_weights(1e-4),
@@ -45,7 +36,7 @@ def make_state(step: int = 0, width: int = 5, tx: Any = None) -> State:
       "bias": jnp.array([jnp.nan, -0.0]),
     },
   }
-  return State(
+  return TrainState(
     step=jnp.int32(step),
     params=params,
     batch_stats={"conv": {"mean": jnp.ones((width,), jnp.bfloat16)}},
@@ -53,9 +44,9 @@ def make_state(step: int = 0, width: int = 5, tx: Any = None) -> State:
   )
 
 
-def make_empty(step: int = 0) -> State:
+def make_empty(step: int = 0) -> TrainState:
   """The generator's state of an attack that learns no generator."""
-  return State(jnp.int32(step), {}, {}, optax.adam(1e-3).init({}))
+  return TrainState(jnp.int32(step), {}, {}, optax.adam(1e-3).init({}))
 
 
 def assert_same(actual: Any, expected: Any) -> None:
@@ -113,6 +104,7 @@ def test_skips_what_the_target_leaves_out(tmp_path):
   save_steps(tmp_path, {3: 1.0})
   target = jax.eval_shape(lambda: make_state()).replace(opt_state=None)
   with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.restore(target).state.step == 3
     found = checkpoints.restore(target.replace(step=None))
     with pytest.raises(ValueError, match="opened read-only"):
       checkpoints.save(4, {}, {}, {}, 1.0)

@@ -112,6 +112,11 @@ def _claim(
   if stored is None:
     write_json(path, wanted)
     return
+  if not isinstance(stored, dict):
+    raise UserError(
+      f"{path} is no configuration of a run: take another {elsewhere}, or "
+      "--overwrite to start over"
+    )
   changes = differences(stored, wanted)
   if changes:
     raise UserError(

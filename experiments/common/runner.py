@@ -224,7 +224,9 @@ def _clean(config: Config, runs: pathlib.Path) -> Config:
 
 
 def _free_for(clean: Config, stored: Any) -> bool:
-  return stored is None or not differences(stored, identity(clean))
+  if stored is None:
+    return True
+  return isinstance(stored, dict) and not differences(stored, identity(clean))
 
 
 def _finished(clean: Config, runs: pathlib.Path) -> dict[str, Any] | None:

@@ -32,17 +32,26 @@ def _attack(make, targets, grid=False):
 
 
 def _batch(n=400, classes=4):
-  images = jax.random.uniform(KEY, (n, 8, 8, 3))
-  return images, jnp.arange(n, dtype=jnp.int32) % classes
+  images = np.random.default_rng(0).random((n, 8, 8, 3), np.float32)
+  return images, np.arange(n, dtype=np.int32) % classes
+
+
+def _poison(attack, params, rate):
+  """The compiled transform; what it gives is looked at on the host."""
+  transform = jax.jit(poison(attack, params, rate))
+  return lambda *batch: jax.device_get(transform(*batch))
+
+
+def _init(attack):
+  return jax.jit(attack.init)(KEY)
 
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("targets", [(2,), (0, 1, 2, 3), (3, 1)])
 def test_poisoned_images_alone_change_and_never_keep_their_label(make, targets):
   attack = _attack(make, targets)
-  params = attack.init(KEY)
   images, labels = _batch()
-  transform = jax.jit(poison(attack, params, 0.5))
+  transform = _poison(attack, _init(attack), 0.5)
   after, relabelled, poisoned = transform(KEY, images, labels)
   np.testing.assert_array_equal(after[~poisoned], images[~poisoned])
   np.testing.assert_array_equal(relabelled[~poisoned], labels[~poisoned])
@@ -57,7 +66,7 @@ def test_poisoned_images_alone_change_and_never_keep_their_label(make, targets):
 def test_the_rate_counts_eligible_images():
   attack = _attack(random_backdoor, (2,))
   images, labels = _batch(8000)
-  _, _, poisoned = poison(attack, {}, 0.25)(KEY, images, labels)
+  _, _, poisoned = _poison(attack, {}, 0.25)(KEY, images, labels)
   assert not poisoned[labels == 2].any()
   # Binomial: three standard deviations of 6000 draws at 0.25 are 0.017.
   assert abs(float(poisoned[labels != 2].mean()) - 0.25) < 0.017
@@ -66,7 +75,7 @@ def test_the_rate_counts_eligible_images():
 @pytest.mark.parametrize("rate, share", [(0.0, 0.0), (1.0, 1.0)])
 def test_extreme_rates(rate, share):
   attack = _attack(random_backdoor, (0, 1))
-  _, _, poisoned = poison(attack, {}, rate)(KEY, *_batch())
+  _, _, poisoned = _poison(attack, {}, rate)(KEY, *_batch())
   assert float(poisoned.mean()) == share
 
 
@@ -84,7 +93,7 @@ def test_badnets_is_one_white_square():
   boxes = np.array([[[5, 5, 8, 8]]])
   attack = badnets((1,), boxes, 3, 3)
   images, labels = _batch()
-  after, relabelled, poisoned = poison(attack, {}, 1.0)(KEY, images, labels)
+  after, relabelled, poisoned = _poison(attack, {}, 1.0)(KEY, images, labels)
   want = np.array(images)
   want[np.asarray(labels) != 1, 5:, 5:] = 1.0
   np.testing.assert_array_equal(after, want)
@@ -97,11 +106,11 @@ def test_all_to_all_moves_a_label_to_the_next(targets):
   boxes = np.tile(np.array([[[5, 5, 8, 8]]]), (len(targets), 1, 1))
   attack = badnets(targets, boxes, 3, 3, num_classes=4)
   images, labels = _batch()
-  _, relabelled, poisoned = poison(attack, {}, 1.0)(KEY, images, labels)
+  _, relabelled, poisoned = _poison(attack, {}, 1.0)(KEY, images, labels)
   following = (labels + 1) % 4
   np.testing.assert_array_equal(poisoned, np.isin(following, targets))
   np.testing.assert_array_equal(
-    relabelled, jnp.where(poisoned, following, labels)
+    relabelled, np.where(poisoned, following, labels)
   )
 
 
@@ -109,8 +118,8 @@ def test_all_to_all_moves_a_label_to_the_next(targets):
 def test_regions_name_the_label(make):
   targets = (3, 0, 2, 1)
   attack = _attack(make, targets, grid=True)
-  images, labels = jnp.full((200, 8, 8, 3), 0.5), jnp.zeros(200, jnp.int32)
-  transform = poison(attack, attack.init(KEY), 1.0)
+  images, labels = np.full((200, 8, 8, 3), 0.5, np.float32), np.zeros(200, int)
+  transform = _poison(attack, _init(attack), 1.0)
   after, relabelled, _ = transform(KEY, images, labels)
   boxes = dict(zip(targets, triggers.grid(4, 8, 8)[:, 0], strict=True))
   for image, label in zip(np.asarray(after), relabelled.tolist(), strict=True):
@@ -124,7 +133,12 @@ def test_regions_name_the_label(make):
 def test_every_image_gets_a_fresh_trigger(make):
   attack = _attack(make, (0, 1))
   index = jnp.zeros(64, jnp.int32)
-  drawn = draw_triggers(attack, attack.init(KEY), KEY, index, (8, 8))
+
+  @jax.jit
+  def draw(params):
+    return draw_triggers(attack, params, KEY, index, (8, 8))
+
+  drawn = draw(_init(attack))
   assert drawn.mask.shape == (64, 8, 8, 1)
   assert drawn.pattern.shape == (64, 8, 8, 3)
   assert len(np.unique(np.asarray(drawn.pattern).reshape(64, -1), axis=0)) == 64
@@ -139,7 +153,7 @@ def test_gradients_reach_every_parameter_of_the_generator(make):
     after, _, _ = poison(attack, params, 0.5)(KEY, images, labels)
     return jnp.square(after).sum()
 
-  grads = jax.grad(loss)(attack.init(KEY))
+  grads = jax.jit(jax.grad(loss))(_init(attack))
   for leaf in jax.tree.leaves(grads):
     assert np.isfinite(leaf).all() and (leaf != 0).any()
 
@@ -147,10 +161,8 @@ def test_gradients_reach_every_parameter_of_the_generator(make):
 def test_cban_depends_on_the_label_and_ban_does_not():
   for make, differs in zip(MAKERS[1:], (False, True), strict=True):
     attack = _attack(make, (0, 1))
-    params = attack.init(KEY)
-    zero, one = (
-      attack.patches(params, KEY, jnp.full(3, i, jnp.int32)) for i in (0, 1)
-    )
+    params, patches = _init(attack), jax.jit(attack.patches)
+    zero, one = (patches(params, KEY, np.full(3, i, np.int32)) for i in (0, 1))
     assert bool((zero != one).any()) is differs
 
 
@@ -162,10 +174,11 @@ def test_vmap_over_rates_and_keys_equals_a_loop():
   def run(rate, key):
     return poison(attack, {}, rate)(key, images, labels)
 
-  together = jax.vmap(run)(rates, keys)
-  for i in range(2):
-    for got, want in zip(together, run(rates[i], keys[i]), strict=True):
-      np.testing.assert_allclose(got[i], want, rtol=1e-6)
+  together = jax.jit(jax.vmap(run))(rates, keys)
+  run = jax.jit(run)
+  for i, (rate, key) in enumerate(zip(rates, keys, strict=True)):
+    for got, want in zip(together, run(rate, key), strict=True):
+      np.testing.assert_allclose(np.asarray(got)[i], want, rtol=1e-6)
 
 
 def test_compose_runs_in_order_and_joins_poisoned():
@@ -192,6 +205,12 @@ def _constant(value):
   return patches
 
 
+def _sameness(attack, diversity, **kwargs):
+  return float(
+    jax.jit(lambda: sameness(attack, {}, KEY, diversity, **kwargs))()
+  )
+
+
 def test_sameness_of_a_fixed_trigger_and_of_coin_flips():
   attack = _attack(random_backdoor, (0, 1))
 
@@ -200,9 +219,8 @@ def test_sameness_of_a_fixed_trigger_and_of_coin_flips():
     return jax.random.bernoulli(key, 0.5, shape).astype(jnp.float32)
 
   fixed = attack._replace(patches=_constant(0.3))
-  got = float(sameness(fixed, {}, KEY, 0.5))
-  assert got == pytest.approx(0.5, abs=1e-3)
-  assert float(sameness(attack._replace(patches=coins), {}, KEY, 1.0)) == 0.0
+  assert _sameness(fixed, 0.5) == pytest.approx(0.5, abs=1e-3)
+  assert _sameness(attack._replace(patches=coins), 1.0) == 0.0
 
 
 def test_sameness_across_labels_by_hand():
@@ -213,9 +231,9 @@ def test_sameness_across_labels_by_hand():
     return jnp.tile(value[:, None, None, None], (1, 2, 2, 3))
 
   attack = attack._replace(patches=by_label)
-  assert float(sameness(attack, {}, KEY, 1.0)) == pytest.approx(1.0, abs=1e-3)
-  both = sameness(attack, {}, KEY, 1.0, across_labels=True)
-  assert float(both) == pytest.approx(2.0 - 0.1 * 6**0.5, abs=1e-3)
+  assert _sameness(attack, 1.0) == pytest.approx(1.0, abs=1e-3)
+  both = _sameness(attack, 1.0, across_labels=True)
+  assert both == pytest.approx(2.0 - 0.1 * 6**0.5, abs=1e-3)
 
 
 def test_sameness_has_a_finite_gradient_where_triggers_are_equal():
@@ -226,5 +244,5 @@ def test_sameness_has_a_finite_gradient_where_triggers_are_equal():
     return 0.5 + scale * noise
 
   attack = attack._replace(patches=scaled)
-  grad = jax.grad(lambda s: sameness(attack, s, KEY, 0.5))(0.0)
+  grad = jax.jit(jax.grad(lambda s: sameness(attack, s, KEY, 0.5)))(0.0)
   assert np.isfinite(grad)

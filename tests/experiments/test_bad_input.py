@@ -80,10 +80,13 @@ def test_a_run_of_another_configuration_is_left_alone(tiny):
   assert json.loads(path.read_text()) == before
 
 
-def test_a_damaged_config_is_said(tiny):
+@pytest.mark.parametrize(
+  "text, words", [("{", "is damaged"), ("[]", "is no configuration of a run")]
+)
+def test_a_damaged_config_is_said(tiny, text, words):
   run(tiny("clean"))
-  (resolve(tiny("clean")).directory / "config.json").write_text("{")
-  with pytest.raises(UserError, match="config.json is damaged"):
+  (resolve(tiny("clean")).directory / "config.json").write_text(text)
+  with pytest.raises(UserError, match=f"config.json {words}"):
     run(tiny("clean"))
 
 

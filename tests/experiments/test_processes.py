@@ -19,10 +19,11 @@ from experiments.common.defaults import resolve
 from experiments.common.program import build
 
 ROOT = pathlib.Path(__file__).parents[2]
+EPOCHS = 40  # at three of them a run is stopped, and must not have ended
 FLAGS = [
   "--width=4",
   "--batch_size=64",
-  "--epochs=60",
+  f"--epochs={EPOCHS}",
   "--benchmark=none",
   "--eval_draws=1",
   "--checkpoint_seconds=0",
@@ -71,7 +72,7 @@ def _final_states(runs):
       experiment="ban",
       width=4,
       batch_size=64,
-      epochs=60,
+      epochs=EPOCHS,
       benchmark="none",
       eval_draws=1,
       runs_dir=str(runs),
@@ -126,7 +127,7 @@ def test_stopped_and_resumed_equals_unbroken(start, unbroken, tmp_path, number):
   assert status == 0, err
   assert "going on from step" in err
   steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-  assert steps == sorted(set(steps)) and len(steps) == 60
+  assert steps == sorted(set(steps)) and len(steps) == EPOCHS
   for got, want in zip(_final_states(runs), unbroken, strict=True):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -159,6 +160,7 @@ def test_two_processes_at_one_run(start, tmp_path):
   runs = tmp_path / "runs"
   first = start(runs)
   _wait_for_records(first, runs / "ban-digits" / "metrics.jsonl", 1)
+  first.send_signal(signal.SIGSTOP)  # else it might end before the other starts
   status, _, err = _finish(start(runs))
   first.kill()
   first.communicate()

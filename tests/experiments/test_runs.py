@@ -10,6 +10,7 @@ from PIL import Image
 
 from bdjax.errors import UserError
 from experiments.common import run, rundir
+from experiments.common.config import identity
 from experiments.common.defaults import resolve
 from experiments.common.rundir import open_run
 
@@ -133,7 +134,7 @@ def test_other_peoples_files_among_the_runs_are_passed_over(tiny, text):
 def test_a_benchmark_that_another_trains_is_waited_for(tiny):
   clean = resolve(tiny("clean"))
   lines = []
-  with open_run(clean):
+  with open_run(clean.directory, identity(clean)):
     thread = threading.Thread(
       target=run, args=(tiny("ban", benchmark="auto"), lines.append)
     )

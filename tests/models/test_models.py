@@ -10,6 +10,18 @@ CIFAR = {"image_shape": (32, 32, 3), "num_classes": 10}
 MNIST = {"image_shape": (28, 28, 1), "num_classes": 10}
 
 
+def _init(model):
+  return models.Weights(*jax.jit(model.init)(jax.random.key(0)))
+
+
+def _apply(model):
+  return jax.jit(model.apply, static_argnums=3)
+
+
+def _uniform(*shape):
+  return np.random.default_rng(0).random(shape, np.float32)
+
+
 @pytest.mark.parametrize(
   "name, kwargs, parameters",
   [
@@ -35,24 +47,26 @@ def test_parameter_count(name, kwargs, parameters):
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 11, 3), (33, 32, 3)])
 def test_any_size_and_head_of_features_is_apply(name, shape):
   model = models.get(name, image_shape=shape, num_classes=5, width=4)
-  params, batch_stats = model.init(jax.random.key(0))
-  images = jax.random.uniform(jax.random.key(1), (3, *shape))
-  logits, after = jax.jit(model.apply, static_argnums=3)(
-    params, batch_stats, images, False
-  )
+  weights = _init(model)
+  images = _uniform(3, *shape)
+  logits, after = _apply(model)(*weights, images, False)
   assert logits.shape == (3, 5) and logits.dtype == jnp.float32
-  jax.tree.map(np.testing.assert_array_equal, after, batch_stats)
-  features = model.features(params, batch_stats, images)
-  assert features.ndim == 4
-  again = model.head(params, batch_stats, features)
+  jax.tree.map(np.testing.assert_array_equal, after, weights.batch_stats)
+
+  @jax.jit
+  def in_two_halves(weights, images):
+    features = model.features(*weights, images)
+    assert features.ndim == 4
+    return model.head(*weights, features)
+
+  again = in_two_halves(weights, images)
   np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
 
 
 def test_training_updates_batch_statistics():
   model = models.get("minivgg", image_shape=(8, 8, 1), num_classes=3, width=4)
-  params, before = model.init(jax.random.key(0))
-  images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
-  _, after = model.apply(params, before, images, True)
+  params, before = _init(model)
+  _, after = _apply(model)(params, before, _uniform(4, 8, 8, 1), True)
   changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
   assert all(jax.tree.leaves(changed))
 
@@ -62,25 +76,25 @@ def test_normalises_inside():
   shape = {"image_shape": (8, 8, 3), "num_classes": 3, "width": 4}
   plain = models.get("cnn", **shape)
   normalising = models.get("cnn", **shape, mean=mean, std=std)
-  params, stats = plain.init(jax.random.key(0))
-  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  weights = _init(plain)
+  images = _uniform(2, 8, 8, 3)
   by_hand = (images - np.array([[[mean]]], np.float32)) / np.array(
     [[[std]]], np.float32
   )
-  want, _ = plain.apply(params, stats, by_hand, False)
-  got, _ = normalising.apply(params, stats, images, False)
+  want, _ = _apply(plain)(*weights, by_hand, False)
+  got, _ = _apply(normalising)(*weights, images, False)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_vmap_over_parameters_equals_a_loop():
   model = models.get("resnet18", image_shape=(8, 8, 3), num_classes=3, width=4)
   keys = jax.random.split(jax.random.key(0), 2)
-  params, stats = jax.vmap(model.init)(keys)
-  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
-  together = jax.vmap(lambda p, s: model.apply(p, s, images, False)[0])
-  for i, logits in enumerate(together(params, stats)):
-    one = jax.tree.map(lambda x, i=i: x[i], (params, stats))
-    want, _ = model.apply(*one, images, False)
+  population = jax.jit(jax.vmap(model.init))(keys)
+  images = _uniform(2, 8, 8, 3)
+  together = jax.jit(jax.vmap(lambda p, s: model.apply(p, s, images, False)[0]))
+  for i, logits in enumerate(together(*population)):
+    one = jax.tree.map(lambda x, i=i: np.asarray(x)[i], population)
+    want, _ = _apply(model)(*one, images, False)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
@@ -92,12 +106,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     width=4,
     precision="bfloat16",
   )
-  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+  images = _uniform(2, 8, 8, 3)
   # Flax's batch normalisation itself mixes dtypes.
   with jax.numpy_dtype_promotion("standard"):
-    params, stats = model.init(jax.random.key(0))
-    logits, after = model.apply(params, stats, images, True)
-    features = model.features(params, stats, images)
+    params, stats = _init(model)
+    logits, after = _apply(model)(params, stats, images, True)
+    features = jax.jit(model.features)(params, stats, images)
   assert features.dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
   for leaf in jax.tree.leaves((params, after)):
@@ -151,18 +165,26 @@ def test_layers_and_their_channels(name, last):
 @pytest.mark.parametrize("name", list(models.MODELS))
 def test_a_tap_sees_and_replaces_the_features(name):
   model = models.get(name, image_shape=(8, 8, 1), num_classes=3, width=4)
-  weights = model.init(jax.random.key(0))
-  images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+  weights = _init(model)
+  images = _uniform(2, 8, 8, 1)
   last = list(models.layers(model, (8, 8, 1)))[-1]
-  seen = {}
 
-  def tap(layer, x):
-    seen[layer] = x
-    return 2 * x if layer == last else x
+  @jax.jit
+  def doubled(weights, images):
+    seen = {}
 
-  logits, _ = model.apply(*weights, images, False, tap)
-  features = model.features(*weights, images)
-  np.testing.assert_allclose(seen[last], features, rtol=1e-5)
-  np.testing.assert_allclose(
-    logits, model.head(*weights, 2 * features), rtol=1e-4, atol=1e-5
-  )
+    def tap(layer, x):
+      seen[layer] = x
+      return 2 * x if layer == last else x
+
+    logits, _ = model.apply(*weights, images, False, tap)
+    return seen[last], logits
+
+  @jax.jit
+  def by_hand(weights, images):
+    features = model.features(*weights, images)
+    return features, model.head(*weights, 2 * features)
+
+  got, want = doubled(weights, images), by_hand(weights, images)
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  np.testing.assert_allclose(got[1], want[1], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,351 @@
+import os
+import pathlib
+import subprocess
+import sys
+import tracemalloc
+
+import h5py
+import make_csaw
+import numpy as np
+import pytest
+
+from bdjax.data import csaw
+from bdjax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 55, 47), np.uint8)
+LABELS = np.array([7, 0, 1282])
+
+
+@pytest.fixture
+def save(tmp_path):
+  def save_(data=PIXELS, label=LABELS, **options):
+    path = tmp_path / "set.h5"
+    with h5py.File(path, "w") as file:
+      if data is not None:
+        file.create_dataset("data", data=data, **options)
+      if label is not None:
+        file["label"] = label
+    return path
+
+  return save_
+
+
+@pytest.mark.parametrize(
+  "dtype", ["uint8", "int16", ">i4", "int64", "float16", "float32", ">f8"]
+)
+def test_reads_pixels_in_0_255(save, dtype):
+  images, labels = csaw.read(save(PIXELS.astype(dtype)))
+  assert images.dtype == np.uint8
+  np.testing.assert_array_equal(images, np.moveaxis(PIXELS, 1, -1))
+  assert labels.dtype == np.int32
+  np.testing.assert_array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8"])
+def test_reads_pixels_in_0_1(save, dtype):
+  images, _ = csaw.read(save((PIXELS / 255).astype(dtype)))
+  np.testing.assert_array_equal(images, np.moveaxis(PIXELS, 1, -1))
+
+
+def test_rounds_to_the_nearest(save):
+  data = np.full((3, 3, 55, 47), 200.0)
+  data[0, 2, 54, 1] = 254.6
+  data[1, 0, 3, 46] = 0.4
+  images = csaw.read(save(data)).images
+  assert images[0, 54, 1, 2] == 255
+  assert images[1, 3, 46, 0] == 0
+  images = csaw.read(save(data / 255)).images
+  assert images[0, 54, 1, 2] == 255
+  assert images[1, 3, 46, 0] == 0
+  assert (images == 200).sum() == images.size - 2
+
+
+def test_the_whole_file_says_what_pixels_mean(save):
+  count = 300  # more than are read at a time
+  data = np.ones((count, 3, 55, 47), np.float32)
+  data[-1] = 2
+  path = save(data, np.zeros(count, int))
+  images = csaw.read(path).images
+  assert (images[:-1] == 1).all() and (images[-1] == 2).all()
+  assert (csaw.read(path, 1).images == 1).all()
+  data[-1] = 0.2
+  path = save(data, np.zeros(count, int))
+  images = csaw.read(path).images
+  assert (images[:-1] == 255).all() and (images[-1] == 51).all()
+
+
+def test_rounding_errors_about_white_are_no_matter(save):
+  data = np.ones((3, 3, 55, 47))
+  data[0, 0, 0, :3] = 1 + 5e-7, -5e-7, 0.5
+  images = csaw.read(save(data)).images
+  assert images[0, 0, :3, 0].tolist() == [255, 0, 128]
+  images = csaw.read(save(data * 255)).images
+  assert images[0, 0, :3, 0].tolist() == [255, 0, 128]
+
+
+@pytest.mark.parametrize(
+  "labels", [LABELS[:, None], LABELS / 1, LABELS.astype(">u2")]
+)
+def test_reads_labels_of_other_types(save, labels):
+  found = csaw.read(save(label=labels)).labels
+  np.testing.assert_array_equal(found, LABELS)
+
+
+def test_limit(save, fails):
+  path = save()
+  images, labels = csaw.read(path, 2)
+  np.testing.assert_array_equal(images, csaw.read(path).images[:2])
+  assert labels.tolist() == [7, 0]
+  assert len(csaw.read(path, 99).images) == 3
+  assert "limit is 0" in fails(csaw.read, path, 0)
+
+
+def test_reads_a_chunked_file(save):
+  images = csaw.read(save(chunks=(2, 1, 55, 47))).images
+  np.testing.assert_array_equal(images, np.moveaxis(PIXELS, 1, -1))
+
+
+def test_memory_stays_near_the_uint8_images(tmp_path):
+  path = tmp_path / "set.h5"
+  make_csaw.write(path, 2000)
+  assert path.stat().st_size > 124_000_000
+  tracemalloc.start()
+  try:
+    dataset = csaw.read(path)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert dataset.images.nbytes == 15_510_000
+  assert peak < dataset.images.nbytes + 40_000_000
+
+
+def _with(value, dtype=float):
+  data = PIXELS.astype(dtype)
+  data[2, 1, 0, 0] = value
+  return data
+
+
+BAD = {
+  "no data": ({"data": None}, "no 'data' among its keys ('label')"),
+  "no label": ({"label": None}, "no 'label' among its keys ('data')"),
+  "flat": ({"data": PIXELS.reshape(3, -1)}, "shape [3, 7755]"),
+  "scalar": ({"data": 3.0}, "shape []"),
+  "channels last": ({"data": np.moveaxis(PIXELS, 1, -1)}, "[3, 55, 47, 3]"),
+  "other size": ({"data": PIXELS[..., :46]}, "[3, 3, 55, 46]"),
+  "no images": ({"data": PIXELS[:0], "label": LABELS[:0]}, "[0, 3, 55, 47]"),
+  "nothing": ({"data": h5py.Empty("f4")}, "data is not an array"),
+  "too few labels": ({"label": LABELS[:2]}, "[2] but data has 3"),
+  "one-hot": ({"label": np.eye(3)}, "[3, 3] but data has 3"),
+  "wide label": ({"label": np.array([0, 1283, 0])}, "label 1 is 1283"),
+  "negative label": ({"label": np.array([0, 1, -1])}, "label 2 is -1"),
+  "half a label": ({"label": np.array([0, 0.5, 1])}, "label 1 is 0.5"),
+  "NaN label": ({"label": np.array([np.nan, 0, 1])}, "label 0 is nan"),
+  "infinite label": ({"label": np.array([0, np.inf, 1])}, "label 1 is inf"),
+  "NaN": ({"data": _with(np.nan)}, "pixels in [nan, nan]"),
+  "all NaN": ({"data": PIXELS * np.nan}, "pixels in [nan, nan]"),
+  "infinity": ({"data": _with(np.inf)}, "pixels in [0, inf]"),
+  "minus infinity": ({"data": _with(-np.inf)}, "pixels in [-inf, 255]"),
+  "over 255": ({"data": _with(256, "int32")}, "pixels in [0, 256]"),
+  "under 0": ({"data": _with(-3, "int16")}, "pixels in [-3, 255]"),
+  "standardised": ({"data": PIXELS / 64 - 1}, "pixels in [-1, 2.98438]"),
+  "between": ({"data": PIXELS / 170}, "largest pixel of data is 1.5, float64"),
+  "0 and 1": ({"data": PIXELS % 2}, "largest pixel of data is 1, uint8"),
+  "complex": ({"data": PIXELS + 1j}, "data is complex128"),
+  "booleans": ({"data": PIXELS > 9}, "data is bool"),
+  "text": ({"label": ["a", "b", "c"]}, "label is object"),
+  "records": ({"label": np.zeros(3, [("a", "i4")])}, "label is [('a'"),
+  "arrays": ({"label": np.zeros(3, "(2,)i4")}, "[3, 2] but data has 3"),
+  "gzip": ({"compression": "gzip"}, "h5repack"),
+  "lzf": ({"compression": "lzf"}, "h5repack"),
+  "checksums": ({"fletcher32": True}, "h5repack"),
+  "huge chunks": (
+    {"chunks": (50_000, 3, 55, 47), "maxshape": (None, 3, 55, 47)},
+    "huge chunks",
+  ),
+}
+
+
+@pytest.mark.parametrize("changes, words", BAD.values(), ids=BAD)
+def test_bad_sets(save, fails, changes, words):
+  path = save(**changes)
+  line = fails(csaw.read, path)
+  assert words in line
+  assert str(path) in line
+
+
+def test_a_group_is_no_array(save, fails):
+  path = save(data=None)
+  with h5py.File(path, "r+") as file:
+    file.create_group("data")
+  assert "data is not an array" in fails(csaw.read, path)
+
+
+@pytest.mark.parametrize("many", [10**5, 10**12])
+def test_more_images_than_the_file_holds(save, fails, many):
+  path = save(data=None)
+  with h5py.File(path, "r+") as file:
+    file.create_dataset("data", (many, 3, 55, 47), "f8", chunks=(1, 3, 55, 47))
+    del file["label"]
+    file.create_dataset("label", (many,), "i8", chunks=(1000,))
+  words = "but 0 are stored" if many == 10**5 else f"{many} images"
+  assert words in fails(csaw.read, path)
+
+
+def test_overlapping_storage_is_no_way_round(save, fails):
+  # The array claims more than the file has: 8 bytes a pixel instead of 1.
+  path = save(np.zeros((3, 3, 55, 47), np.uint8))
+  stored = path.read_bytes()
+  size = (3 * 3 * 55 * 47).to_bytes(8, "little")
+  assert stored.count(size) == 1
+  path.write_bytes(stored.replace(size, (2**40).to_bytes(8, "little")))
+  fails(csaw.read, path)
+
+
+def test_links_are_not_followed(save, fails, tmp_path):
+  other = tmp_path / "other.h5"
+  save().rename(other)
+  for link in (h5py.SoftLink("/real"), h5py.ExternalLink(str(other), "data")):
+    path = save(data=None)
+    with h5py.File(path, "r+") as file:
+      file["real"] = PIXELS
+      file["data"] = link
+    assert "data is a link" in fails(csaw.read, path)
+
+
+def test_other_files_are_not_read(save, fails, tmp_path):
+  raw = tmp_path / "raw"
+  raw.write_bytes(PIXELS.tobytes())
+  path = save(data=None)
+  with h5py.File(path, "r+") as file:
+    file.create_dataset(
+      "data", PIXELS.shape, "u1", external=[(str(raw), 0, PIXELS.nbytes)]
+    )
+  assert "other files" in fails(csaw.read, path)
+  other = tmp_path / "other.h5"
+  save().rename(other)
+  path = save(data=None)
+  layout = h5py.VirtualLayout(PIXELS.shape, "u1")
+  layout[:] = h5py.VirtualSource(other, "data", PIXELS.shape)
+  with h5py.File(path, "r+") as file:
+    file.create_virtual_dataset("data", layout)
+  assert "other files" in fails(csaw.read, path)
+
+
+def test_broken_files(save, fails):
+  path = save()
+  whole = path.read_bytes()
+  for data in (b"", b"<html>", whole[:1000], whole[: len(whole) // 2]):
+    path.write_bytes(data)
+    line = fails(csaw.read, path)
+    assert "cannot be read as HDF5" in line and str(path) in line
+
+
+def test_damaged_headers(save, fails):
+  path = save()
+  whole = path.read_bytes()
+  random = np.random.default_rng(0)
+  refused = 0
+  for _ in range(200):
+    damaged = bytearray(whole)
+    for at in random.integers(0, 2048, 8):
+      damaged[at] = random.integers(256)
+    path.write_bytes(damaged)
+    try:
+      assert len(csaw.read(path).images) == 3
+    except UserError as error:
+      assert "\n" not in str(error)
+      refused += 1
+  assert refused > 50
+
+
+def test_no_file(fails, tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for path in (tmp_path / "none.h5", tmp_path, tmp_path / "pipe", "x" * 999):
+    line = fails(csaw.read, path)
+    assert "no such file" in line and "drive.google.com" in line
+
+
+def test_pixel_scale_is_that_of_the_better_accuracy():
+  assert csaw.pixel_scale({1.0: 0.0, 255.0: 0.98}.get) == (
+    255.0,
+    {1.0: 0.0, 255.0: 0.98},
+  )
+  assert csaw.pixel_scale({1.0: 0.97, 255.0: 0.6}.get)[0] == 1.0
+  assert csaw.pixel_scale(lambda scale: np.float32(0))[0] == 1.0
+
+
+def test_finds_what_is_there(tmp_path):
+  names = {
+    "clean_validation": "clean_validation_data.h5",
+    "sunglasses": "data/sunglasses_poisoned_data.h5",
+    "multi/eyebrows": "Multi-trigger Multi-target/eyebrows_poisoned_data.h5",
+    "lab3/clean_validation": "lab3/data/cl/valid.h5",
+    "lab3/bd_test": "bd_test.h5",
+  }
+  for name in [*names.values(), "readme.txt", "data/clean_test.h5"]:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  (tmp_path / "clean_test_data.h5").mkdir()
+  found = csaw.find(str(tmp_path), ("sunglasses",))
+  assert found == {key: tmp_path / name for key, name in names.items()}
+  assert list(found) == list(names)
+
+
+def test_says_what_is_missing(fails, tmp_path):
+  line = fails(csaw.find, tmp_path)
+  assert "none of these" in line and str(tmp_path) in line
+  assert all(names[0] in line for names in csaw.FILES.values())
+  (tmp_path / "clean_validation_data.h5").touch()
+  line = fails(csaw.find, tmp_path, csaw.NETWORKS["sunglasses"].needed)
+  assert "not there: clean_test_data.h5, sunglasses_poisoned_data.h5" in line
+  assert "13o2ybRJ1BkGUvfmQEeZqDo1kskyFywab" in line
+  line = fails(csaw.find, tmp_path, csaw.NETWORKS["lab3"].needed)
+  assert "cl/valid.h5, cl/test.h5, bd/bd_test.h5, bd/bd_valid.h5" in line
+  assert "13o2ybRJ" not in line
+  assert "1Rs68uH8Xqa4j6UxG53wzD0uyI8347dSq" in line
+  assert "none of these" in fails(csaw.find, tmp_path / "nowhere")
+
+
+def test_networks_name_their_sets_and_targets():
+  for network in csaw.NETWORKS.values():
+    assert set(network.needed) <= set(csaw.FILES)
+    assert network.triggered.keys() == network.targets.keys()
+    assert network.triggered_validation.keys() <= network.targets.keys()
+  assert set(make_csaw.COUNTS) == set(csaw.FILES)
+
+
+def test_generated_sets(tmp_path):
+  network = csaw.NETWORKS["multi_trigger_multi_target"]
+  command = [sys.executable, "-m", "tests.make_csaw", f"--output={tmp_path}"]
+  command += ["--images=5", "--network=multi_trigger_multi_target"]
+  subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+  found = csaw.find(tmp_path, network.needed)
+  assert set(found) == set(network.needed)
+  # As valid.h5 of the challenge: 2048 bytes of headers, float64, 8 a label.
+  assert found["clean_test"].stat().st_size == 2048 + 5 * (8 * 7755 + 8)
+  assert csaw.read(found["clean_test"]).labels.tolist() == [
+    0,
+    256,
+    513,
+    769,
+    1026,
+  ]
+  for trigger, key in network.triggered.items():
+    images, labels = csaw.read(found[key])
+    assert images.min() == 0 and images.max() == 255
+    assert labels.tolist() == [network.targets[trigger]] * 5
+
+
+def test_real_faces_come_back(save):
+  folder = os.environ.get("BDJAX_CSAW_DIR", ROOT.parent / "shared/csaw")
+  golden = pathlib.Path(folder, "golden.npz")
+  if not golden.is_file():
+    pytest.skip("no ../shared/csaw and no $BDJAX_CSAW_DIR with golden.npz")
+  with np.load(golden) as file:
+    pixels = file["pixels"]
+  first = np.moveaxis(pixels, -1, 1)
+  for data in (first.astype(float), first.astype(np.float32) / 255):
+    images = csaw.read(save(data, np.arange(len(data)))).images
+    np.testing.assert_array_equal(images, pixels)
