@@ -174,10 +174,7 @@ def test_bombs(put, fails, monkeypatch):
   zeros = bytes(10**6)
   for side in (20_000, 10_000, 2**31 - 1):
     path = put("bomb.png", _png(side, side, zeros))
-    assert "pixels" in fails(folders.read_image, path)
-    assert f"it is [{side}, {side}, 3]" in fails(
-      folders.read_image, path, (55, 47, 3)
-    ) or "bomb" in fails(folders.read_image, path, (55, 47, 3))
+    assert f"({side**2} pixels)" in fails(folders.read_image, path)
   path = put("wide.png", _png(2**24 + 1, 1, zeros))
   assert "give at most 16777216" in fails(folders.read_image, path)
   note = b"Comment\0\0" + zlib.compress(bytes(10**8), 9)
@@ -198,11 +195,14 @@ def test_too_many_images(put, tmp_path, fails, monkeypatch):
 
 
 def test_an_oddity_is_no_matter(put):
-  # Warns of a palette's transparency, which here no pixel has.
-  image = Image.fromarray(GRAY // 255).convert("P")
-  file = io.BytesIO()
-  image.save(file, "PNG", transparency=bytes([255, 255]))
-  assert folders.read_image(put("odd.png", file.getvalue())).shape == (5, 4, 3)
+  whole = _encoded(PIXELS, "JPEG")
+  odd = whole[:2] + b"\xff\xe2\x00\x0dMPF\x00garbage" + whole[2:]
+  with pytest.warns(UserWarning, match="malformed MPO"):
+    Image.open(io.BytesIO(odd)).close()
+  image = folders.read_image(put("odd.jpg", odd))
+  np.testing.assert_array_equal(
+    image, folders.read_image(put("plain.jpg", whole))
+  )
 
 
 def test_no_such_path(fails, tmp_path):
