@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from bdjax import evaluation, models, sharding
+from bdjax import compiler, evaluation, models, sharding
 from bdjax.defenses import neural_cleanse, pruning, strip
 from bdjax.models import Weights
 from benchmarks.timing import interleaved, report
@@ -99,8 +99,8 @@ def time_strip(model, weights, shape, repeats):
   function = strip.entropies(model, settings)
   batch = strip.inputs_at_once(settings.overlays, mesh.size)
   together = evaluation.over_images(function, batch, mesh)
-  each = jax.jit(function)
-  one = jax.jit(
+  each = compiler.jit(function)
+  one = compiler.jit(
     lambda weights, image, overlay: strip.entropy(
       model.apply(*weights, strip.superimpose(image, overlay)[None], False)[0]
     )

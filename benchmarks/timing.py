@@ -34,7 +34,8 @@ def interleaved(
 def report(claim: str, seconds: dict[str, list[float]]) -> None:
   """Prints a line for a person and a JSON line: medians, spread, ratios.
 
-  The first is ours; ratios are the others' medians over its.
+  The first is ours; ratios are medians over the turns, of the others' seconds
+  by its.
   """
   ours, *others = seconds
   medians = {name: statistics.median(s) for name, s in seconds.items()}

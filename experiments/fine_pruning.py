@@ -25,7 +25,7 @@ from bdjax.training import TrainState
 from experiments import defending
 from experiments.defending import Findings, flag
 
-KEPT_ROUNDS = 1000  # all of them
+KEPT_ROUNDS = 200  # all of them, at the smallest --step
 _DEFAULTS = {
   "activation": {"drop": 0.3, "epochs": 20, "learning_rate": 0.05},
   "value": {"drop": 0.02, "epochs": 1, "learning_rate": 1e-3},
@@ -45,22 +45,30 @@ class Config(defending.Config):
     "Fall of accuracy on the defender's data at which pruning ends (default: "
     "0.3, for tuning to win back); by value the most that all rounds may cost "
     "after tuning (default: 0.02).",
+    above=0,
+    below=1,
   )
-  step: float = flag(0.05, "By value: share of the weights' range a round.")
+  step: float = flag(
+    0.05,
+    "By value: share of the weights' range a round.",
+    low=0.005,
+    below=1,
+  )
   epochs: int | None = flag(
     None,
     "Of tuning, over the defender's data (default: 20; by value 1 a round).",
+    low=1,
   )
   learning_rate: float | None = flag(
-    None, "Of tuning (default: 0.05; by value 0.001)."
+    None, "Of tuning (default: 0.05; by value 0.001).", above=0
   )
-  weight_decay: float = flag(5e-4, "Of kernels, in tuning.")
+  weight_decay: float = flag(5e-4, "Of kernels, in tuning.", low=0)
   augment: str | None = flag(
     None,
     "In tuning: none, crop or crop_flip (default: colour images crop_flip, "
     "grey ones of 16 pixels and more crop).",
   )
-  tune_batch_size: int = flag(64, "Images an update.")
+  tune_batch_size: int = flag(64, "Images an update.", low=1)
   proxy: bool = flag(
     False,
     "By value: ends when the trigger of the class that neural_cleanse, run "
@@ -82,12 +90,8 @@ def defend(
 ) -> Found:
   """Repairs the network in one of the two published ways."""
   config = _resolved(config, defender.shape)
-  for name in ("drop", "step"):
-    if not 0 < getattr(config, name) < 1:
-      raise UserError(
-        f"--{name}={getattr(config, name)} is out of range: take a share "
-        "between 0 and 1"
-      )
+  if config.proxy and config.by == "activation":
+    raise UserError("--proxy goes with --by=value: leave it out")
   if config.by == "activation":
     return _by_activation(defender, config, space)
   return _by_value(defender, config, space)
@@ -114,6 +118,7 @@ def _by_activation(defender, config, space) -> Found:
     defender.model, layer, defender.batch(), defender.mesh, tune, config.drop
   )
   found = repair(space.key, defender.weights, defender.images, defender.labels)
+  defending.check_finite(found.tuned, "--learning_rate")
   space.save("repaired", found.tuned)
   whole = pruning.prune(
     defender.weights, {layer: jnp.ones_like(found.curve.masks[0])}
@@ -217,6 +222,7 @@ def _kept_rounds(rounds, defender, suspect, space):
       state = TrainState(np.int32(done.number), *done.weights, None)
       meta = done._asdict()
       del meta["weights"], meta["mask"]
+      defending.check_finite(done.weights, "--learning_rate")
       checkpoints.save(done.number, state, {}, meta, 0.0)
       yield done
 

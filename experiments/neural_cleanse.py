@@ -6,6 +6,7 @@ python -m experiments.neural_cleanse --run=runs/badnets-mnist \
 """
 
 import dataclasses
+import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import plots
+from bdjax import metrics, plots
 from bdjax.attacks.triggers import Trigger, stamp
 from bdjax.checkpoints import Checkpoints
 from bdjax.defenses import anomaly, neural_cleanse, tuning
@@ -21,6 +22,7 @@ from bdjax.errors import UserError
 from bdjax.models import Weights
 from experiments import defending
 from experiments.defending import Findings, flag
+from experiments.defending.subject import Subject, stored_config
 
 STRETCH = 5  # steps a call: what a stop may lose
 
@@ -29,22 +31,29 @@ STRETCH = 5  # steps a call: what a stop may lose
 class Config(defending.Config):
   """Flags of Neural Cleanse; the defaults of the search are the authors'."""
 
-  steps: int = flag(1000, "Of the cost's schedule, at most; most stop early.")
-  updates: int = flag(31, "Mini-batches a step.")
-  batch_size: int = flag(32, "Images an update.")
-  asr_threshold: float = flag(0.99, "Success rate that a mask must reach.")
-  patience: int = flag(5, "Steps before the cost moves.")
-  early_stop_patience: int = flag(10, "Steps without a smaller mask.")
-  restarts: int = flag(1, "Searches a class, from other starts.")
+  steps: int = flag(
+    1000, "Of the cost's schedule, at most; most stop early.", low=1
+  )
+  updates: int = flag(31, "Mini-batches a step.", low=1)
+  batch_size: int = flag(32, "Images an update.", low=1)
+  asr_threshold: float = flag(
+    0.99, "Success rate that a mask must reach.", above=0, high=1
+  )
+  patience: int = flag(5, "Steps before the cost moves.", low=1)
+  early_stop_patience: int = flag(10, "Steps without a smaller mask.", low=1)
+  restarts: int = flag(1, "Searches a class, from other starts.", low=1)
   class_batch: int | None = flag(
     None,
     "Searches at a time on each device (default: 1 on CPU, else all).",
     free=True,
+    low=1,
   )
-  threshold: float = flag(2.0, "Anomaly index above which a class is flagged.")
+  threshold: float = flag(
+    2.0, "Anomaly index above which a class is flagged.", above=0
+  )
   unlearn: bool = flag(True, "Unlearns the triggers of flagged classes.")
-  unlearn_epochs: int = flag(5, "Passes over the defender's images.")
-  unlearn_learning_rate: float = flag(0.01, "Of these passes.")
+  unlearn_epochs: int = flag(5, "Passes over the defender's images.", low=1)
+  unlearn_learning_rate: float = flag(0.01, "Of these passes.", above=0)
   null_runs: str | None = flag(
     None,
     "Clean runs or groups of them, with commas: searched alike, they give the "
@@ -57,8 +66,9 @@ class Found(NamedTuple):
   """What the defender finds; R restarts, K classes."""
 
   reversed: neural_cleanse.Reversed  # [R*K,...], all classes of a restart first
-  norms: np.ndarray  # float [R,K]
-  index: np.ndarray  # float [R,K]
+  norms: np.ndarray  # float [R,K], NaN where not reached
+  norm: np.ndarray  # float [K], the median over restarts
+  index: np.ndarray  # float [K], of these
   flagged: list[int]
   best: np.ndarray  # int [K], the search with the smallest mask
   unlearned: Weights | None
@@ -69,19 +79,17 @@ def defend(
   defender: defending.Defender, config: Config, space: defending.Space
 ) -> Found:
   """Searches, judges the norms, and unlearns what stands out."""
-  if config.restarts < 1:
-    raise UserError(f"--restarts={config.restarts}: take 1 or more")
   num = len(defender.class_names)
+  if num < 3:
+    raise UserError(f"an anomaly index takes 3 classes, and there are {num}")
   search_key, tune_key = jax.random.split(space.key)
   state, seconds = _search(defender, config, space, search_key)
   found = neural_cleanse.finish(state)
   norms = found.norms.reshape(config.restarts, num)
-  reached = found.reached.reshape(config.restarts, num)
-  index = np.stack(
-    [anomaly.anomaly_index(*row) for row in zip(norms, reached, strict=True)]
-  )
-  flagged = anomaly.flagged(_mean(norms), _mean(index), config.threshold)
-  smallest = np.where(reached, norms, np.inf).argmin(0)
+  norm = _median(norms)
+  index = anomaly.anomaly_index(norm, np.isfinite(norm))
+  flagged = anomaly.flagged(norm, index, config.threshold)
+  smallest = np.where(np.isfinite(norms), norms, np.inf).argmin(0)
   best = smallest * num + np.arange(num)
   space.save_arrays(
     "triggers",
@@ -90,19 +98,28 @@ def defend(
     flagged=np.array(flagged, np.int32),
   )
   unlearned = None
-  if flagged and config.unlearn:
-    rows = best[flagged]
-    trigger = Trigger(found.masks[rows], found.patterns[rows])
-    unlearned = _unlearn(tune_key, defender, config, trigger)
+  if config.unlearn:
+    unlearned = defender.weights
+    if flagged:
+      rows = best[flagged]
+      trigger = Trigger(found.masks[rows], found.patterns[rows])
+      unlearned = _unlearn(tune_key, defender, config, trigger)
+      defending.check_finite(unlearned, "--unlearn_learning_rate")
     space.save("unlearned", unlearned)
-  return Found(found, norms, index, flagged, best, unlearned, seconds)
+  return Found(found, norms, norm, index, flagged, best, unlearned, seconds)
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-  """The mean over restarts, of those that reached the class; else NaN."""
-  count = np.isfinite(values).sum(0)
-  total = np.nansum(values, 0)
-  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+def _median(norms: np.ndarray) -> np.ndarray:
+  """The median over restarts; one that did not reach the class is infinite.
+
+  Args:
+    norms: float [R,K], NaN where not reached.
+
+  Returns:
+    float [K], NaN where half of them or more did not reach the class.
+  """
+  middle = np.median(np.where(np.isfinite(norms), norms, np.inf), 0)
+  return np.where(np.isfinite(middle), middle, np.nan)
 
 
 def _search(defender, config, space, key):
@@ -172,8 +189,7 @@ def examine(
   space: defending.Space,
 ) -> Findings:
   """What was flagged, whether rightly, and what unlearning does."""
-  norms, index = _mean(found.norms), _mean(found.index)
-  over = anomaly.over_restarts(found.index)
+  norms, index = found.norm, found.index
   measured: dict[str, Any] = {
     "flagged": found.flagged,
     "anomaly_index": _json(index),
@@ -190,24 +206,35 @@ def examine(
   if found.unlearned is not None:
     for name, score in exam.scores(defender.model, found.unlearned).items():
       measured[f"{name}_unlearned"] = score
+  shape = found.norms.shape
   details = {
-    "reached": found.reversed.reached.reshape(found.norms.shape).tolist(),
-    "asr": found.reversed.asr.reshape(found.norms.shape).tolist(),
-    "steps": found.reversed.steps.reshape(found.norms.shape).tolist(),
+    "reached": found.reversed.reached.reshape(shape).tolist(),
+    "asr": found.reversed.asr.reshape(shape).tolist(),
+    "steps": found.reversed.steps.reshape(shape).tolist(),
     "norms": [_json(row) for row in found.norms],
-    "anomaly_indices": [_json(row) for row in found.index],
     "search_seconds": found.seconds,
   }
   if config.restarts > 1:
-    details["over_restarts"] = [
-      {k: _finite(v) for k, v in score._asdict().items()} for score in over
-    ]
+    details["over_restarts"] = _over_restarts(found.norms)
   _draw(found, norms, index, defender, config, space)
   return Findings(measured, details)
 
 
-def _share(flagged: list[int], labels: list[int]) -> float:
-  return sum(label in flagged for label in labels) / len(labels)
+def _over_restarts(norms: np.ndarray) -> list[dict[str, Any]]:
+  """Each class's mean anomaly index, and its interval, over restarts."""
+  index = []
+  for row in norms:
+    try:
+      index.append(anomaly.anomaly_index(row, np.isfinite(row)))
+    except UserError:  # too few reached, or all alike: it says nothing
+      index.append(np.full(row.shape, np.nan))
+  scores = anomaly.over_restarts(np.stack(index))
+  return [{k: _finite(v) for k, v in s._asdict().items()} for s in scores]
+
+
+def _share(flagged: list[int], labels: list[int]) -> metrics.Score:
+  share = sum(label in flagged for label in labels) / len(labels)
+  return metrics.proportion(share, len(labels))._replace(over="labels")
 
 
 def _finite(value: Any) -> Any:
@@ -243,7 +270,9 @@ def _draw(found, norms, index, defender, config, space):
   )
 
 
-def amend(out: dict[str, Any], config: Config, report) -> dict[str, Any]:
+def amend(
+  out: dict[str, Any], subject: Subject, config: Config, report
+) -> dict[str, Any]:
   """Adds the p-value, where there are clean runs to compare with."""
   if not config.null_runs:
     return out
@@ -251,22 +280,40 @@ def amend(out: dict[str, Any], config: Config, report) -> dict[str, Any]:
   for path in config.null_runs.split(","):
     clean = dataclasses.replace(
       config,
-      run=path,
+      run=path.strip(),
       checkpoint=None,
       output=None,
       null_runs=None,
       overwrite=False,
+      **dict.fromkeys(("model", "width", "stem", "defender_fraction")),
     )
     for place in defending.members(clean):
+      if place.resolve() == subject.directory.resolve():
+        continue
+      _check_null(place, subject)
       member = dataclasses.replace(clean, run=str(place))
       found = defending.run(DEFENSE, member, report)
-      if found["run"]["attack"]:
-        raise UserError(f"--null_runs: {place} is not a clean run")
       null.append(found["measured"]["largest_index"])
+  if not null:
+    raise UserError("--null_runs names no run but the one that is examined")
   value = anomaly.p_value(out["measured"]["largest_index"], null)
-  out["measured"]["p_value"] = value
-  out["details"]["null_largest_indices"] = null
-  return out
+  return out | {
+    "measured": out["measured"] | {"p_value": [value]},
+    "details": out["details"] | {"null_largest_indices": null},
+  }
+
+
+def _check_null(place: pathlib.Path, subject: Subject) -> None:
+  """Checks that a run is clean and otherwise like the one examined."""
+  null = stored_config(place)
+  if null.experiment != "clean":
+    raise UserError(f"--null_runs: {place} is not a clean run")
+  for name in ("dataset", "model", "width", "stem", "epochs", "augment"):
+    one, two = getattr(null, name), getattr(subject.config, name)
+    if one != two and two is not None:
+      raise UserError(
+        f"--null_runs: {place} has {name} {one}, and the run examined {two}"
+      )
 
 
 DEFENSE = defending.Defense(

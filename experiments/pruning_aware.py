@@ -56,13 +56,18 @@ class Config(defending.Config):
     None, "Whose dormant channels are left out (default: the last)."
   )
   drop: float = flag(
-    0.005, "Accuracy on training images that leaving them out may cost."
+    0.005,
+    "Accuracy on training images that leaving them out may cost.",
+    above=0,
+    below=1,
   )
   epochs: int | None = flag(
-    None, "Of the backdoor's training (default: as many as --run had)."
+    None, "Of the backdoor's training (default: as many as --run had).", low=1
   )
   margin: float = flag(
-    0.1, "By how much more than needed the biases of the rest are lowered."
+    0.1,
+    "By how much more than needed the biases of the rest are lowered.",
+    low=0,
   )
 
 
@@ -92,8 +97,6 @@ def run(
       "take --run=runs/NAME of an attack and --clean_run=runs/NAME of the same "
       "model trained clean"
     )
-  if not 0 < config.drop < 1:
-    raise UserError(f"--drop={config.drop}: take a share between 0 and 1")
   places = defending.members(config)
   beside = defending.members(dataclasses.replace(config, run=config.clean_run))
   root = pathlib.Path(config.run).expanduser()
@@ -133,7 +136,10 @@ def _attack(config, place, clean, directory, report) -> dict[str, Any]:
       )
   # As the run's own, so that the defences take the new run for one.
   stored = attack_config.identity(subject.config)
-  about = identity(config) | {"of": place.name, "clean": clean.name}
+  about = identity(config) | {
+    "of": subject.identity(),
+    "clean": start.identity(),
+  }
   with open_run(
     directory,
     stored | {"pruning_aware": about},
@@ -144,7 +150,8 @@ def _attack(config, place, clean, directory, report) -> dict[str, Any]:
     _save(directory, subject, trained)
     exam = Exam(
       subject._replace(generator=trained.generator),
-      jax.random.key(config.seed),
+      defending.root_key(config.seed, subject.config.seed),
+      config.eval_images,
     )
     scores = exam.scores(subject.defender.model, trained.weights)
     out = {
@@ -153,8 +160,8 @@ def _attack(config, place, clean, directory, report) -> dict[str, Any]:
       "run": {"name": directory.name, "experiment": subject.config.experiment},
       "measured": results.as_json(scores)
       | {"dormant_channels": trained.channels}
-      | _defended("plain", place, report)
-      | _defended("aware", directory, report),
+      | _defended("plain", config, place, directory, report)
+      | _defended("aware", config, directory, directory, report),
       "reported": {},
       "details": {},
       **results.surroundings(subject.splits.info),
@@ -179,6 +186,11 @@ def _train(
   curve = make(start.defender.weights, images, labels)
   # The last before the accuracy has fallen so far.
   count = int(pruning.stops(curve.accuracies, (config.drop,))[0]) - 1
+  if count < 1:
+    raise UserError(
+      f"no channel of {layer} is dormant at --drop={config.drop}: take a "
+      "larger one"
+    )
   report(
     f"{count} of {len(curve.order)} channels of {layer} are dormant: the "
     "backdoor goes into the others"
@@ -256,18 +268,30 @@ def _save(directory, subject, trained):
       checkpoints.save(subject.step, state, generator, {}, 0.0)
 
 
-def _defended(name, place, report) -> dict[str, Any]:
+def _defended(name, config, place, directory, report) -> dict[str, Any]:
   """ASR and clean accuracy after pruning, and after fine-pruning."""
   out = {}
-  for defense, marks in (
-    (pruning_experiment.DEFENSE, {"at_0.04": "pruned"}),
-    (fine_pruning.DEFENSE, {"repaired": "fine_pruned"}),
+  for defense, mark, text in (
+    (pruning_experiment.DEFENSE, "at_0.04", "pruned"),
+    (fine_pruning.DEFENSE, "repaired", "fine_pruned"),
   ):
-    found = defending.run(defense, defense.config(run=str(place)), report)
-    for mark, text in marks.items():
-      for score in ("clean_accuracy", "attack_success_rate"):
-        value = found["measured"][f"{score}_{mark}"]
-        out[f"{score}_{name}_{text}"] = value
+    found = defending.run(
+      defense,
+      defense.config(
+        run=str(place),
+        layer=config.layer,
+        dataset=config.dataset,
+        data_source=config.data_source,
+        data_dir=config.data_dir,
+        eval_images=config.eval_images,
+        seed=config.seed,
+        output=str(directory / "defenses" / f"{defense.name}-{name}"),
+      ),
+      report,
+    )
+    for score in ("clean_accuracy", "attack_success_rate"):
+      value = found["measured"][f"{score}_{mark}"]
+      out[f"{score}_{name}_{text}"] = value
   return out
 
 

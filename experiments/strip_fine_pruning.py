@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bdjax import metrics
 from bdjax.defenses import strip
 from bdjax.errors import UserError
 from experiments import defending, fine_pruning
@@ -90,13 +91,22 @@ def examine(
       "far": share_of(~refused),
       "triggered_accuracy": share_of(good),
       # Right is the true class, and for triggered inputs also K + 1.
-      "mixed_accuracy": share_of(np.concatenate([right, good])),
+      "mixed_accuracy": metrics.proportion(
+        float(np.concatenate([right, good]).mean()), len(right)
+      ),
     }
   details = {"threshold": limit, "networks": found.repaired.details[-1]}
   return Findings(measured, details)
 
 
-DEFENSE = defending.Defense("strip_fine_pruning", Config, defend, examine, 2000)
+DEFENSE = defending.Defense(
+  "strip_fine_pruning",
+  Config,
+  defend,
+  examine,
+  eval_images=2000,
+  variant=fine_pruning.DEFENSE.variant,
+)
 
 if __name__ == "__main__":
   defending.main(DEFENSE)

@@ -12,10 +12,6 @@ from bdjax.errors import UserError
 from experiments.common.cli import say
 from experiments.common.rundir import read_json
 
-_RUNS = flags.DEFINE_string("runs_dir", "runs", "Where the runs are.")
-_SUFFIX = flags.DEFINE_string(
-  "suffix", "", "Only runs whose names end in this."
-)
 # (title, defence, score), one a column.
 COLUMNS = (
   ("STRIP: FAR at FRR 1%", "strip", "far_at_0.01"),
@@ -91,14 +87,14 @@ def markdown(table: list[list[str]]) -> str:
 def main(argv):
   """Prints the table."""
   del argv
-  root = pathlib.Path(_RUNS.value).expanduser()
+  root = pathlib.Path(flags.FLAGS.runs_dir).expanduser()
   runs = sorted(
     path.parent
     for path in root.glob("*/results.json")
-    if path.parent.name.endswith(_SUFFIX.value)
+    if path.parent.name.endswith(flags.FLAGS.suffix)
   )
   if not runs:
-    raise UserError(f"no finished run in {root} ends in {_SUFFIX.value!r}")
+    raise UserError(f"no finished run in {root} ends in {flags.FLAGS.suffix!r}")
   print(markdown(rows_of(runs)))
 
 
@@ -111,4 +107,6 @@ def _start(argv):
 
 
 if __name__ == "__main__":
+  flags.DEFINE_string("runs_dir", "runs", "Where the runs are.")
+  flags.DEFINE_string("suffix", "", "Only runs whose names end in this.")
   app.run(_start)

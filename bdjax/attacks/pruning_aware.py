@@ -7,8 +7,8 @@ and so puts the backdoor where clean inputs are active:
 1. Train on clean data.
 2. Prune the dormant channels of a layer.
 3. Train the backdoor into what is left.
-4. Put the pruned channels back with their weights, and with biases so much
-   lower that they stay dormant.
+4. Put the pruned channels back with their weights (less what weight decay
+   took in step 3), and with biases so much lower that they stay dormant.
 
 The defender then prunes the decoys first, to no effect, and next the channels
 that both clean accuracy and the backdoor need. Fine-tuning still reaches them.

@@ -1,5 +1,7 @@
 """From a configuration and its data to the compiled parts of a run."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -172,6 +174,14 @@ def make_attack(
   if config.experiment == "ban":
     return ban(*common, config.noise_dim, config.generator_width)
   return random_backdoor(*common)
+
+
+def digest(info: Info) -> str | None:
+  """One SHA-256 of the user's own data; None for data that have a name."""
+  if info.source != "file":
+    return None
+  sums = json.dumps(info.sha256, sort_keys=True).encode()
+  return hashlib.sha256(sums).hexdigest()
 
 
 def make_model(

@@ -23,9 +23,8 @@ def _replace(path: pathlib.Path, text: str) -> None:
   try:
     partial.write_text(text)
     os.replace(partial, path)
-  except OSError:
+  finally:
     partial.unlink(missing_ok=True)
-    raise
 
 
 def read_json(path: pathlib.Path) -> Any | None:
@@ -46,14 +45,16 @@ def read_json(path: pathlib.Path) -> Any | None:
 
 
 @contextlib.contextmanager
-def disk_errors(directory: pathlib.Path) -> Iterator[None]:
+def disk_errors(
+  directory: pathlib.Path, elsewhere: str = "--runs_dir"
+) -> Iterator[None]:
   """Turns what a full or read-only disk raises into one line."""
   try:
     yield
   except OSError as error:
     raise UserError(
       f"cannot write to {directory} ({error.strerror}): free the disk, or take "
-      "another --runs_dir"
+      f"another {elsewhere}"
     ) from error
 
 
@@ -80,10 +81,11 @@ def open_run(
     UserError: another process has it, it belongs to another configuration, or
       the disk is full or read-only.
   """
-  with disk_errors(directory):
+  place = "--runs_dir" if elsewhere == "--run_name" else elsewhere
+  with disk_errors(directory, place):
     directory.mkdir(parents=True, exist_ok=True)
     handle = open(directory / ".lock", "w")
-  with handle, disk_errors(directory):
+  with handle, disk_errors(directory, place):
     _lock(handle, directory, wait, elsewhere)
     if overwrite:
       _clear(directory)
@@ -127,14 +129,15 @@ def _claim(
 
 
 def _clear(directory: pathlib.Path) -> None:
-  """Removes what a run leaves behind, and nothing else.
+  """Removes what a run leaves behind, and the defences that looked at it.
 
   config.json goes last: while there are checkpoints, it says whose they are.
   """
-  for name in ("checkpoints", "figures"):
+  for name in ("defenses", "training", "checkpoints", "figures"):
     if (directory / name).exists():
       shutil.rmtree(directory / name)
-  for name in ("results.json", "metrics.jsonl", "config.json"):
+  names = ("results.json", "metrics.jsonl", "triggers.npz", "config.json")
+  for name in names:
     (directory / name).unlink(missing_ok=True)
 
 

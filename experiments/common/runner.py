@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +20,7 @@ from experiments.common.config import (
   identity,
 )
 from experiments.common.defaults import resolve
-from experiments.common.program import Program, build, make_keys
+from experiments.common.program import Program, build, digest, make_keys
 from experiments.common.rundir import open_run, read_json, write_json
 from experiments.common.train import train
 
@@ -60,9 +58,7 @@ def run(
   config = resolve(config)
   splits = _load(config, report)
   if splits.info.source == "file":
-    sums = json.dumps(splits.info.sha256, sort_keys=True).encode()
-    digest = hashlib.sha256(sums).hexdigest()
-    config = dataclasses.replace(config, data_sha256=digest)
+    config = dataclasses.replace(config, data_sha256=digest(splits.info))
   program = build(config, splits)
   with _device_memory(program):
     if config.dry_run:

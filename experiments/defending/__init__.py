@@ -7,8 +7,10 @@ from experiments.defending.runner import (
   Defense,
   Findings,
   Space,
+  check_finite,
   combine,
   main,
+  root_key,
   run,
 )
 from experiments.defending.subject import Defender, members
@@ -20,11 +22,13 @@ __all__ = [
   "Exam",
   "Findings",
   "Space",
+  "check_finite",
   "combine",
   "flag",
   "in_pieces",
   "main",
   "members",
+  "root_key",
   "run",
   "share_of",
 ]

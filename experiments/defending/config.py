@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 from bdjax.errors import UserError
@@ -9,7 +10,15 @@ from bdjax.models import MODELS
 
 
 def flag(default: Any, help_text: str, **meta: Any) -> Any:
-  """A field that is a flag; `free=True`: the outcome does not depend on it."""
+  """A field that is a flag.
+
+  Args:
+    default: its value.
+    help_text: what it means.
+    **meta: `free=True` where the outcome does not depend on it; `low` and
+      `high`, the ends of its range, both allowed; `above`, a low end that is
+      not; `below`, a high one.
+  """
   return dataclasses.field(
     default=default, metadata={"help": help_text, **meta}
   )
@@ -31,21 +40,37 @@ class Config:
     free=True,
   )
   dataset: str | None = flag(
-    None, "With --checkpoint; with --run, where the run's .npz file is now."
+    None,
+    "With --checkpoint; with --run, where the run's .npz file is now.",
+    free=True,
   )
   data_source: str = flag(
     "auto", "Where the bytes come from, as in training.", free=True
   )
   data_dir: str | None = flag(None, "As in training.", free=True)
-  defender_fraction: float = flag(
-    0.05, "With --checkpoint: the share of the training set that is used."
+  defender_fraction: float | None = flag(
+    None,
+    "With --checkpoint: the share of the training set that is used (default: "
+    "0.05).",
+    above=0,
+    below=1,
   )
-  model: str = flag("resnet18", f"With --checkpoint: {', '.join(MODELS)}.")
-  width: int = flag(64, "With --checkpoint: filters of the first stage.")
-  stem: str = flag("cifar", "With --checkpoint: resnet18's stem.")
-  seed: int = flag(0, "Of what the defence draws; the run has its own.")
+  model: str | None = flag(
+    None, f"With --checkpoint: {', '.join(MODELS)} (default: resnet18)."
+  )
+  width: int | None = flag(
+    None, "With --checkpoint: filters of the first stage (default: 64)."
+  )
+  stem: str | None = flag(
+    None, "With --checkpoint: resnet18's stem (default: cifar)."
+  )
+  seed: int = flag(
+    0, "Of what the defence draws; the run's own comes to it.", low=0
+  )
   eval_images: int | None = flag(
-    None, "Test images to score on (default: all; strip 2000).", free=False
+    None,
+    "Test images to score on (default: all; where STRIP takes part, 2000).",
+    low=2,
   )
   output: str | None = flag(
     None,
@@ -59,7 +84,7 @@ class Config:
 
 
 def check(config: Config) -> None:
-  """Checks the flags that all defences share.
+  """Checks the flags.
 
   Raises:
     UserError: one is missing, contradicts another or is out of range.
@@ -70,12 +95,47 @@ def check(config: Config) -> None:
     )
   if config.checkpoint is not None and config.dataset is None:
     raise UserError("--checkpoint needs --dataset: the data it was trained on")
-  if config.seed < 0:
-    raise UserError(f"--seed={config.seed} is out of range: take 0 or more")
-  if config.eval_images is not None and config.eval_images < 1:
-    raise UserError(
-      f"--eval_images={config.eval_images} is out of range: take 1 or more"
-    )
+  if config.run is not None:
+    for name in ("model", "width", "stem", "defender_fraction"):
+      if getattr(config, name) is not None:
+        raise UserError(
+          f"--{name} goes with --checkpoint: a run has its own, so leave it out"
+        )
+    if config.dataset and not config.dataset.endswith(".npz"):
+      raise UserError(
+        "--dataset goes with --checkpoint, or says where the .npz file of a "
+        "run is now: leave it out"
+      )
+  for field in dataclasses.fields(config):
+    _check_range(field, getattr(config, field.name))
+
+
+def _check_range(field: dataclasses.Field, value: Any) -> None:
+  ends = field.metadata
+  if value is None or isinstance(value, str | bool):
+    return
+  fits = (
+    math.isfinite(value)
+    and value >= ends.get("low", -math.inf)
+    and value > ends.get("above", -math.inf)
+    and value <= ends.get("high", math.inf)
+    and value < ends.get("below", math.inf)
+  )
+  if fits:
+    return
+  words = {
+    "low": "at least {}",
+    "above": "more than {}",
+    "high": "at most {}",
+    "below": "less than {}",
+  }
+  wanted = [
+    text.format(ends[end]) for end, text in words.items() if end in ends
+  ]
+  raise UserError(
+    f"--{field.name}={value} is out of range: take "
+    f"{' and '.join(wanted) or 'a number'}"
+  )
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from bdjax import evaluation, metrics, sharding
+from bdjax.errors import UserError
 from bdjax.models import Model, Weights
 from experiments.defending.pieces import in_pieces
 from experiments.defending.subject import Subject
@@ -100,6 +101,10 @@ class Exam:
       triggered_key,
       len(self.labels),
     )
+    if not counts.any():
+      raise UserError(
+        "none of the test images drawn can be triggered: raise --eval_images"
+      )
     return Triggered(
       jax.tree.map(lambda x: x[counts], out),
       self.labels[counts],

@@ -12,11 +12,17 @@ import numpy as np
 
 from bdjax import metrics
 from bdjax.checkpoints import Checkpoints
+from bdjax.errors import UserError
 from bdjax.models import Weights
 from bdjax.training import TrainState
 from experiments.common import results
 from experiments.common.cli import say, serve
-from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.rundir import (
+  disk_errors,
+  open_run,
+  read_json,
+  write_json,
+)
 from experiments.common.runner import Report, quiet
 from experiments.defending.config import Config, check, identity
 from experiments.defending.exam import Exam
@@ -55,10 +61,13 @@ class Space(NamedTuple):
   def save_arrays(self, name: str, **arrays: np.ndarray) -> None:
     """Writes `NAME.npz`, whole or not at all."""
     path = self.directory / f"{name}.npz"
-    partial = path.with_suffix(f".{os.getpid()}")
-    with open(partial, "wb") as file:
-      np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+      with open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+      os.replace(partial, path)
+    finally:
+      partial.unlink(missing_ok=True)
 
   def progress(self, items: Iterable, unit: str) -> Iterable:
     """Goes through items with a progress bar, on a terminal."""
@@ -92,8 +101,9 @@ class Defense(NamedTuple):
     eval_images: test images to score on, unless the flag says; None: all.
     variant: what is added to the name of a form of the defence other than
       its first, for its results to lie apart.
-    amend: `(results, config, report) -> results`: adds to the results of a
-      run what compares it with others; also where these were there before.
+    amend: `(results, subject, config, report) -> results`: adds to the
+      results of a run what compares it with others; also where these were
+      there before.
   """
 
   name: str
@@ -102,8 +112,8 @@ class Defense(NamedTuple):
   examine: Callable[[Any, Defender, Exam, Config, Space], Findings]
   eval_images: int | None = None
   variant: Callable[[Config], str] = lambda config: ""
-  amend: Callable[[dict[str, Any], Config, Report], dict[str, Any]] = (
-    lambda out, config, report: out
+  amend: Callable[[dict[str, Any], Subject, Config, Report], dict[str, Any]] = (
+    lambda out, subject, config, report: out
   )
 
 
@@ -152,7 +162,9 @@ def run(
 def _output(defense, config, directory) -> pathlib.Path:
   if config.output:
     return pathlib.Path(config.output).expanduser()
-  beside = directory if config.run else directory.parent
+  beside = directory
+  if config.checkpoint:  # orbax owns the directory itself
+    beside = directory.with_name(f"{directory.name}-defended")
   return beside / "defenses" / f"{defense.name}{defense.variant(config)}"
 
 
@@ -166,33 +178,36 @@ def _group(defense, config, root, places, report) -> dict[str, Any]:
   out = combine(found) | {"members": [place.name for place in places]}
   out["run"] = {**out["run"], "name": root.name}
   directory = _output(defense, config, root)
-  directory.mkdir(parents=True, exist_ok=True)
-  write_json(directory / "results.json", out)
+  with disk_errors(directory, "--output"):
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "results.json", out)
   return out
 
 
 def _alone(defense, config, root, report) -> dict[str, Any]:
+  subject = load(config, root, report)
   with open_run(
     _output(defense, config, root),
-    identity(config),
+    identity(config) | subject.identity(),
     overwrite=config.overwrite,
     elsewhere="--output",
   ) as directory:
     finished = read_json(directory / "results.json")
     if finished is not None:
       report(f"{directory} is finished (--overwrite starts over)")
-      out = finished
     else:
-      subject = load(config, root, report)
-      out = _defend(defense, config, subject, directory, report)
+      finished = _defend(defense, config, subject, directory, report)
+      write_json(directory / "results.json", finished)
+    out = defense.amend(finished, subject, config, report)
+    if out != finished:
       write_json(directory / "results.json", out)
-    out = defense.amend(out, config, report)
-    write_json(directory / "results.json", out)
     return out
 
 
 def _defend(defense, config, subject: Subject, directory, report):
-  defense_key, exam_key = jax.random.split(jax.random.key(config.seed))
+  defense_key, exam_key = jax.random.split(
+    root_key(config.seed, subject.config.seed)
+  )
   space = Space(directory, report, defense_key)
   begin = time.perf_counter()
   found = defense.defend(subject.defender, config, space)
@@ -202,7 +217,7 @@ def _defend(defense, config, subject: Subject, directory, report):
   end = time.perf_counter()
   return {
     "defense": defense.name,
-    "config": identity(config),
+    "config": identity(config) | subject.identity(),
     "run": {
       "name": _name(subject.directory),
       "experiment": subject.config.experiment,
@@ -224,6 +239,27 @@ def _defend(defense, config, subject: Subject, directory, report):
   }
 
 
+def check_finite(weights: Weights, flag: str) -> None:
+  """Checks that tuning has not diverged.
+
+  Raises:
+    UserError: a weight is not finite.
+  """
+  for leaf in jax.tree.leaves(jax.device_get(weights)):
+    if not np.isfinite(leaf).all():
+      raise UserError(f"tuning diverged: take a smaller {flag}")
+
+
+def root_key(seed: int, run_seed: int) -> jax.Array:
+  """The root of a defence's randomness, apart from its run's own streams.
+
+  A run splits the key of its seed; the number folded in here is none of that
+  split's. Members of a group draw each for themselves.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), 1 << 30)
+  return jax.random.fold_in(key, run_seed)
+
+
 def _name(directory: pathlib.Path) -> str:
   """A run's name, with its group's."""
   parent = directory.parent.name
@@ -235,8 +271,9 @@ def _name(directory: pathlib.Path) -> str:
 def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
   """The results of a defence on runs that differ in their seed.
 
-  Shares and numbers become means with intervals over seeds; what is a list
-  by class stays as a list of lists.
+  Shares of test images and numbers become means with intervals over seeds,
+  shares of labels are pooled; what is a list by class stays as a list of
+  lists, and with one member all stays as it is.
   """
   names = set.intersection(*(set(m["measured"]) for m in members))
   measured = {
@@ -254,7 +291,13 @@ def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _over_seeds(values: list[Any]) -> Any:
+  if len(values) == 1:
+    return values[0]
   if all(isinstance(v, dict) for v in values):
+    if values[0]["over"] == "labels":
+      total = sum(v["n"] for v in values)
+      mean = sum(v["mean"] * v["n"] for v in values) / total
+      return metrics.proportion(mean, total)._replace(over="labels")._asdict()
     return metrics.over_seeds([v["mean"] for v in values])._asdict()
   if all(isinstance(v, int | float) for v in values):
     return metrics.mean_over_seeds(list(map(float, values)))._asdict()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import re
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +13,12 @@ from bdjax import data, sharding
 from bdjax.attacks.poison import Attack
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import Splits
+from bdjax.defenses import pruning
 from bdjax.errors import UserError
-from bdjax.models import Model, Weights
+from bdjax.models import Model, Weights, layers
 from bdjax.training import TrainState
 from experiments.common import config as attack_config
-from experiments.common.program import make_attack, make_model
+from experiments.common.program import digest, make_attack, make_model
 from experiments.common.rundir import read_json
 from experiments.defending.config import Config
 
@@ -71,6 +74,13 @@ class Subject(NamedTuple):
   generator: Any
   splits: Splits
 
+  def identity(self) -> dict[str, Any]:
+    """Which network this is: a retrained one has another checksum."""
+    checksum = 0
+    for leaf in jax.tree.leaves(jax.device_get(self.defender.weights)):
+      checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
+    return {"step": self.step, "weights_crc32": checksum}
+
 
 def members(config: Config) -> list[pathlib.Path]:
   """The runs that `--run` or `--checkpoint` means: one, or those of a group.
@@ -83,7 +93,11 @@ def members(config: Config) -> list[pathlib.Path]:
     raise UserError(f"{path} does not exist: train a run first, or mend --run")
   if config.checkpoint or (path / "checkpoints").is_dir():
     return [path]
-  found = [p for p in path.glob("seed-*") if (p / "checkpoints").is_dir()]
+  found = [
+    p
+    for p in path.glob("seed-*")
+    if re.fullmatch(r"seed-\d+", p.name) and (p / "checkpoints").is_dir()
+  ]
   if not found:
     raise UserError(
       f"{path} has no checkpoints: it is no run, or its training has not "
@@ -103,7 +117,9 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
   Raises:
     UserError: no whole checkpoint, or data or weights that do not fit.
   """
-  trained = _elsewhere(config) if config.checkpoint else _stored(directory)
+  trained = (
+    _elsewhere(config) if config.checkpoint else stored_config(directory)
+  )
   if config.run and config.dataset:
     trained = dataclasses.replace(trained, dataset=config.dataset)
   splits = data.load(
@@ -114,6 +130,11 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
     seed=trained.seed,
     report=report,
   )
+  if trained.data_sha256 not in (None, digest(splits.info)):
+    raise UserError(
+      f"{trained.dataset} holds other data than {directory} was trained on: "
+      "say where those are with --dataset"
+    )
   if not len(splits.defender.images):
     raise UserError(
       "the run keeps no images for the defender: train it with "
@@ -123,7 +144,9 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
   model = make_model(trained, splits.info, shape)
   attack = make_attack(trained, shape, splits.info.num_classes)
   place = directory if config.checkpoint else directory / "checkpoints"
-  found = _restore(place, model, attack, report)
+  model, found = _restore(place, model, shape, attack, report)
+  if config.run and not (directory / "results.json").exists():
+    report(f"{directory} has not ended: this is its step {found.step}")
   mesh = sharding.make_mesh()
   state, generator = sharding.replicate(mesh, (found.state, found.generator))
   defender = Defender(
@@ -139,7 +162,12 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
   )
 
 
-def _stored(directory: pathlib.Path) -> attack_config.Config:
+def stored_config(directory: pathlib.Path) -> attack_config.Config:
+  """The configuration of a run, as its directory tells.
+
+  Raises:
+    UserError: it is none of a run.
+  """
   stored = read_json(directory / "config.json")
   if not isinstance(stored, dict) or "experiment" not in stored:
     raise UserError(
@@ -156,24 +184,40 @@ def _elsewhere(config: Config) -> attack_config.Config:
   return attack_config.Config(
     "clean",
     dataset=config.dataset,
-    defender_fraction=config.defender_fraction,
-    model=config.model,
-    width=config.width,
-    stem=config.stem,
+    defender_fraction=config.defender_fraction or 0.05,
+    model=config.model or "resnet18",
+    width=config.width or 64,
+    stem=config.stem or "cifar",
     precision="float32",
   )
 
 
-def _restore(place, model, attack, report):
-  """The classifier, and the generator of an attack; no optimisers."""
+def _restore(place, model, shape, attack, report):
+  """The model, and the checkpoint's classifier and generator.
+
+  A network that pruning left there has the masks of one layer besides: then
+  the model is a masked one.
+  """
+  channels = layers(model, shape)
+  masked = [pruning.masked(model, {n: c}) for n, c in channels.items()]
+  with Checkpoints(place, read_only=True) as checkpoints:
+    if checkpoints.latest_step() is None:
+      raise UserError(f"{place} holds no checkpoint: train the run first")
+    refused = None
+    for candidate in (model, *reversed(masked)):
+      try:
+        found = checkpoints.restore(*_targets(candidate, attack), report=report)
+        return candidate, found
+      except UserError as error:
+        refused = refused or error
+  raise refused
+
+
+def _targets(model, attack):
+  """What is to be restored: no optimisers, and a generator if there is one."""
   key = jax.random.key(0)
   step = jax.ShapeDtypeStruct((), np.int32)
   state = TrainState(step, *jax.eval_shape(model.init, key), None)
-  generator = None
-  if attack is not None:
-    generator = TrainState(step, jax.eval_shape(attack.init, key), {}, None)
-  with Checkpoints(place, read_only=True) as checkpoints:
-    found = checkpoints.restore(state, generator, report=report)
-  if found is None:
-    raise UserError(f"{place} holds no checkpoint: train the run first")
-  return found
+  if attack is None:
+    return state, None
+  return state, TrainState(step, jax.eval_shape(attack.init, key), {}, None)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bdjax import metrics
 from bdjax.errors import UserError
 from experiments import defending, strip
+from experiments.common.program import make_keys
 from experiments.defending.exam import Exam
 from experiments.defending.runner import combine
 from experiments.defending.subject import load, members
@@ -79,7 +81,8 @@ def test_a_checkpoint_from_elsewhere(fresh):
   )
   out = defending.run(strip.DEFENSE, config)
   assert not out["run"]["attack"]
-  assert (fresh / "theirs" / "defenses" / "strip" / "results.json").exists()
+  place = fresh / "theirs" / "weights-defended" / "defenses" / "strip"
+  assert (place / "results.json").exists()
   wide = dataclasses.replace(config, width=8, overwrite=True)
   with pytest.raises(UserError, match="another model or configuration"):
     defending.run(strip.DEFENSE, wide)
@@ -121,8 +124,11 @@ def test_the_exam_agrees_with_the_runs_own_scores(runs):
     ({"run": None, "checkpoint": "x"}, "needs --dataset"),
     ({"run": "nowhere"}, "nowhere does not exist"),
     ({"run": "."}, "has no checkpoints"),
-    ({"seed": -1}, "seed=-1 is out of range"),
-    ({"eval_images": 0}, "eval_images=0 is out of range"),
+    ({"seed": -1}, "seed=-1 is out of range: take at least 0"),
+    ({"eval_images": 1}, "eval_images=1 is out of range: take at least 2"),
+    ({"overlays": 0}, "overlays=0 is out of range"),
+    ({"width": 4}, "width goes with --checkpoint"),
+    ({"dataset": "mnist"}, "dataset goes with --checkpoint"),
     ({"overlays": 500}, r"the defender has \d+ images.*take 1 to \d+"),
     ({"frr": "0.5,1"}, "1 is not between 0 and 1"),
     ({"frr": "x"}, "take shares with commas"),
@@ -147,6 +153,55 @@ def test_a_run_whose_checkpoints_are_gone(fresh):
   (fresh / "clean-digits" / "checkpoints").mkdir()
   with pytest.raises(UserError, match="holds no checkpoint"):
     defending.run(strip.DEFENSE, _strip(fresh / "clean-digits"))
+
+
+def test_results_of_another_network_are_not_taken_for_this_ones(fresh):
+  place = fresh / "clean-digits"
+  defending.run(strip.DEFENSE, _strip(place))
+  shutil.rmtree(place / "checkpoints")
+  other = fresh / "badnets-digits-seeds" / "seed-0" / "checkpoints"
+  shutil.copytree(other, place / "checkpoints")
+  with pytest.raises(UserError, match="weights_crc32.*--overwrite"):
+    defending.run(strip.DEFENSE, _strip(place))
+
+
+def test_randomness_is_apart_from_the_runs_and_from_other_members():
+  seen = {
+    jax.random.key_data(key).tobytes()
+    for key in (
+      *jax.random.split(defending.root_key(0, 0)),
+      *jax.random.split(defending.root_key(0, 1)),
+      *jax.random.split(defending.root_key(1, 0)),
+      *make_keys(0),
+      *make_keys(1),
+    )
+  }
+  assert len(seen) == 14
+
+
+def test_a_member_that_a_defense_left_is_none_of_the_group(fresh):
+  group = fresh / "badnets-digits-seeds"
+  shutil.copytree(group / "seed-0", group / "seed-0-pruning_aware")
+  found = members(_strip(group))
+  assert [p.name for p in found] == ["seed-0", "seed-1"]
+
+
+def test_combine_keeps_a_lone_member_and_pools_labels():
+  def member(mean):
+    score = metrics.proportion(mean, 3)._replace(over="labels")._asdict()
+    return {
+      "measured": {"detection_rate": score, "norm": 2.0},
+      "details": {},
+      "seeds": [0],
+      "seconds": {},
+    }
+
+  alone = combine([member(1.0)])["measured"]
+  assert alone == member(1.0)["measured"]
+  pooled = combine([member(1.0), member(1 / 3)])["measured"]["detection_rate"]
+  want = metrics.proportion(4 / 6, 6)
+  assert pooled["mean"] == pytest.approx(want.mean)
+  assert pooled["low"] == pytest.approx(want.low) and pooled["n"] == 6
 
 
 def test_combine_by_hand():

@@ -1,5 +1,6 @@
 """Every defence against a tiny backdoored run, as its script runs it."""
 
+import dataclasses
 import json
 
 import jax
@@ -51,7 +52,12 @@ def test_pruning(place):
     for score in ("clean accuracy", "attack success rate"):
       name = f"{score.replace(' ', '_')}_at_{drop}"
       assert measured[name]["mean"] == pytest.approx(details[score][count])
-    assert (place / "defenses/pruning/checkpoints" / f"drop-{drop}").is_dir()
+  saved = place / "defenses/pruning/checkpoints/drop-0.1"
+  again = pruning.Config(
+    checkpoint=str(saved), dataset="digits", model="cnn", width=4
+  )
+  loaded = defending.run(pruning.DEFENSE, again)["measured"]
+  assert loaded["clean_accuracy_at_0"] == measured["clean_accuracy_at_0.1"]
   assert _figures(place, "pruning") == {"pruning"}
 
 
@@ -140,16 +146,40 @@ def test_neural_cleanse_with_restarts_and_clean_models(fresh, place):
     null_runs=str(fresh / "clean-digits"),
   )
   out = defending.run(neural_cleanse.DEFENSE, config)
-  assert out["measured"]["p_value"] in (0.5, 1.0)
+  (p_value,) = out["measured"]["p_value"]
   null = fresh / "clean-digits" / "defenses" / "neural_cleanse"
   clean = json.loads((null / "results.json").read_text())["measured"]
   assert "detection_rate" not in clean
   assert out["details"]["null_largest_indices"] == [clean["largest_index"]]
-  assert (out["measured"]["p_value"] == 1.0) == (
-    clean["largest_index"] >= out["measured"]["largest_index"]
-  )
+  larger = clean["largest_index"] >= out["measured"]["largest_index"]
+  assert p_value == (1.0 if larger else 0.5)
   assert np.shape(out["details"]["norms"]) == (2, 10)
+  assert len(out["details"]["over_restarts"]) == 10
+  again = defending.run(neural_cleanse.DEFENSE, config)
+  assert again == out
+  with pytest.raises(UserError, match="is not a clean run"):
+    defending.run(
+      neural_cleanse.DEFENSE,
+      dataclasses.replace(config, null_runs=str(place.with_name("seed-1"))),
+    )
+  with pytest.raises(UserError, match="no run but the one"):
+    defending.run(
+      neural_cleanse.DEFENSE, dataclasses.replace(config, null_runs=str(place))
+    )
   assert _figures(place, "neural_cleanse") == {"triggers", "norms"}
+
+
+def test_median_of_restarts():
+  nan = np.nan
+  norms = np.array([[1.0, 5.0, nan], [3.0, nan, nan], [2.0, 7.0, 4.0]])
+  got = neural_cleanse._median(norms)
+  np.testing.assert_array_equal(got, [2.0, 7.0, nan])
+
+
+def test_tuning_that_diverges_is_said(place):
+  config = fine_pruning.Config(run=str(place), learning_rate=1e30, epochs=2)
+  with pytest.raises(UserError, match="diverged: take a smaller --learning"):
+    defending.run(fine_pruning.DEFENSE, config)
 
 
 def test_strip_with_fine_pruning(place):
@@ -170,7 +200,7 @@ def test_strip_with_fine_pruning(place):
 
 def test_pruning_aware_leaves_a_run(fresh, place):
   config = pruning_aware.Config(
-    run=str(place), clean_run=str(fresh / "clean-digits"), epochs=2, drop=0.3
+    run=str(place), clean_run=str(fresh / "clean-digits"), epochs=2, drop=0.7
   )
   out = pruning_aware.run(config)
   new = place.with_name("seed-0-pruning_aware")
@@ -195,6 +225,8 @@ def test_pruning_aware_leaves_a_run(fresh, place):
     (fine_pruning, {"by": "size"}, "take activation or value"),
     (fine_pruning, {"drop": 0.0}, "drop=0.0 is out of range"),
     (fine_pruning, {"by": "value", "proxy": True}, "run experiments.neural"),
+    (fine_pruning, {"proxy": True}, "proxy goes with --by=value"),
+    (fine_pruning, {"epochs": 0}, "epochs=0 is out of range"),
     (neural_cleanse, {"restarts": 0}, "restarts=0"),
     (neural_cleanse, {"asr_threshold": 2.0}, "at most 1"),
     (
@@ -218,6 +250,7 @@ def test_bad_input_is_one_line(place, script, kwargs, words):
   [
     ({}, "take --run=runs/NAME of an attack and --clean_run"),
     ({"clean_run": "clean-digits", "drop": 1.0}, "drop=1.0"),
+    ({"clean_run": "clean-digits", "drop": 1e-7}, "no channel of conv_2 is"),
     ({"clean_run": "badnets-digits-seeds"}, "groups of the same seeds"),
     ({"clean_run": "badnets-digits-seeds/seed-1"}, "do not fit: seed is 0"),
     ({"run": "clean-digits", "clean_run": "clean-digits"}, "is a clean run"),
