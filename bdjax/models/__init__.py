@@ -14,12 +14,18 @@ from bdjax.models.base import (
   layers,
 )
 from bdjax.models.cnn import CNN
+from bdjax.models.deepid import SMALLEST_SIDE, DeepID
 from bdjax.models.resnet import ResNet18
 from bdjax.models.vgg import MiniVGG
 
 __all__ = ["MODELS", "Model", "Weights", "count_parameters", "get", "layers"]
 
-MODELS = {"cnn": CNN, "minivgg": MiniVGG, "resnet18": ResNet18}
+MODELS = {
+  "cnn": CNN,
+  "deepid": DeepID,
+  "minivgg": MiniVGG,
+  "resnet18": ResNet18,
+}
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -37,14 +43,14 @@ def get(
   """A network by name.
 
   Args:
-    name: `cnn`, `minivgg` or `resnet18`.
-    image_shape: (H, W, C), H and W at least 8, C 1 or 3.
+    name: `cnn`, `deepid`, `minivgg` or `resnet18`.
+    image_shape: (H, W, C), H and W at least 8 (`deepid`: 31), C 1 or 3.
     num_classes: at least 2.
     mean: per-channel mean of the images in [0,1], for the first layer; zeros
       by default.
     std: likewise the standard deviation; ones by default.
     width: filters of the first stage, a multiple of 4; 64 is the size that
-      the literature uses.
+      the literature uses. `deepid`'s layers are fixed: leave it at 64.
     stem: `cifar` or `imagenet`, of `resnet18` only.
     precision: dtype of the computation, `float32` or `bfloat16`; parameters
       and batch statistics are float32 in both.
@@ -59,13 +65,18 @@ def get(
     near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or list(MODELS)
     raise UserError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
   height, cols, channels = image_shape
-  if min(height, cols) < 8 or channels not in (1, 3):
+  side = SMALLEST_SIDE if name == "deepid" else 8
+  if min(height, cols) < side or channels not in (1, 3):
     raise UserError(
-      f"images are {height}x{cols}x{channels}; the models take 8x8 and larger,"
-      " with 1 or 3 channels"
+      f"images are {height}x{cols}x{channels}; {name} takes {side}x{side} and "
+      "larger, with 1 or 3 channels"
     )
   if width < 4 or width % 4:
     raise UserError(f"width is {width}; take a positive multiple of 4")
+  if name == "deepid" and width != 64:
+    raise UserError(
+      f"width is {width}; deepid's layers are fixed: leave it at 64"
+    )
   if stem not in ("cifar", "imagenet"):
     raise UserError(f"unknown stem {stem!r}; take cifar or imagenet")
   if stem == "imagenet" and name != "resnet18":
@@ -81,7 +92,7 @@ def get(
     mean=mean or (0.0,) * channels,
     std=std or (1.0,) * channels,
     dtype=PRECISIONS[precision],
-    width=width,
+    **({} if name == "deepid" else {"width": width}),
     **({"stem": stem} if name == "resnet18" else {}),
   )
   return from_module(lambda rngs: make(rngs=rngs))
