@@ -50,6 +50,8 @@ class Exam:
       self._mesh, (test.images[rows], self.labels)
     )
     self._attack, self._generator = subject.attack, subject.generator
+    self._programs: dict[tuple, Callable] = {}
+    self._predictors: dict[Model, Callable] = {}
     # What the run is, for published figures to stand beside ours.
     self.experiment = subject.config.experiment
     self.dataset = subject.splits.info.name
@@ -75,7 +77,7 @@ class Exam:
       batch_size: B.
     """
     clean_key, _ = jax.random.split(self._key)
-    run = evaluation.over_images(function, self._even(batch_size), self._mesh)
+    run = self._compiled(function, batch_size, triggered=False)
     return in_pieces(
       lambda key, rows: run(args, key, self._images[rows]),
       clean_key,
@@ -87,9 +89,7 @@ class Exam:
   ) -> Triggered:
     """The same for the triggered images, in a run that has an attack."""
     _, triggered_key = jax.random.split(self._key)
-    run = evaluation.over_triggered(
-      function, self._attack, self._even(batch_size), self._mesh
-    )
+    run = self._compiled(function, batch_size, triggered=True)
     out, targets, counts = in_pieces(
       lambda key, rows: run(
         args,
@@ -115,11 +115,7 @@ class Exam:
     self, model: Model, weights: Weights, batch_size: int = BATCH
   ) -> dict[str, metrics.Score]:
     """Clean accuracy, and with an attack ASR and robust accuracy."""
-
-    def predict(weights, key, images):
-      del key
-      return model.apply(*weights, images, False)[0].argmax(-1)
-
+    predict = self._predictors.setdefault(model, _predictor(model))
     predictions = self.clean(predict, weights, batch_size)
     out = {"clean_accuracy": share_of(predictions == self.labels)}
     if self.has_attack:
@@ -129,8 +125,29 @@ class Exam:
       out["robust_accuracy"] = share_of(found.outputs == found.labels)
     return out
 
-  def _even(self, batch_size: int) -> int:
-    return -(-batch_size // self._mesh.size) * self._mesh.size
+  def _compiled(self, function, batch_size, triggered) -> Callable:
+    """Compiled once for each function, however many weights go through it."""
+    key = function, batch_size, triggered
+    if key not in self._programs:
+      even = -(-batch_size // self._mesh.size) * self._mesh.size
+      if triggered:
+        program = evaluation.over_triggered(
+          function, self._attack, even, self._mesh
+        )
+      else:
+        program = evaluation.over_images(function, even, self._mesh)
+      self._programs[key] = program
+    return self._programs[key]
+
+
+def _predictor(model: Model) -> Callable:
+  """Predictions as a function for `Exam.clean`."""
+
+  def predict(weights, key, images):
+    del key
+    return model.apply(*weights, images, False)[0].argmax(-1)
+
+  return predict
 
 
 def share_of(hits: np.ndarray) -> metrics.Score:
