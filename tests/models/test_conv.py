@@ -37,6 +37,11 @@ def _lax(x, kernel, strides, padding):
   seed=st.integers(0, 99),
 )
 def test_equals_lax_in_value_and_gradient(size, window, strides, padding, seed):
+  # No strides as long as a window, but for 1x1: there XLA's simplifier ends
+  # the process (jaxlib 0.10.2, and with lax's own gradient as well).
+  strides = tuple(
+    1 if w > 1 and s >= w else s for s, w in zip(strides, window, strict=True)
+  )
   # Not more than a window reads: jaxlib 0.10.2 gets the gradient of that wrong
   # on CPU (a convolution with negative padding), in lax's own too.
   padding = tuple(
