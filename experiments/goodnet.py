@@ -3,26 +3,13 @@
 python -m experiments.goodnet --run=runs/badnets-mnist
 """
 
-import dataclasses
-
 import numpy as np
 
 from bdjax.defenses import pruning
 from bdjax.defenses.goodnet import predict_goodnet
 from experiments import defending
-from experiments.defending import Findings, flag, share_of
-from experiments.pruning import Found, prune
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(defending.Config):
-  """Flags of GoodNet."""
-
-  layer: str | None = flag(None, "Whose channels go (default: the last).")
-  drops: str = flag(
-    "0.02,0.04,0.1",
-    "Falls of accuracy on the defender's data, a GoodNet for each.",
-  )
+from experiments.defending import Findings, share_of
+from experiments.pruning import Config, Found, prune
 
 
 def defend(

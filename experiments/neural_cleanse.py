@@ -6,7 +6,6 @@ python -m experiments.neural_cleanse --run=runs/badnets-mnist \
 """
 
 import dataclasses
-import pathlib
 import time
 from typing import Any, NamedTuple
 
@@ -21,8 +20,8 @@ from bdjax.defenses import anomaly, neural_cleanse, tuning
 from bdjax.errors import UserError
 from bdjax.models import Weights
 from experiments import defending
-from experiments.defending import Findings, flag
-from experiments.defending.subject import Subject, stored_config
+from experiments.defending import Findings, flag, null_runs
+from experiments.defending.subject import Subject
 
 STRETCH = 5  # steps a call: what a stop may lose
 
@@ -276,44 +275,14 @@ def amend(
   """Adds the p-value, where there are clean runs to compare with."""
   if not config.null_runs:
     return out
-  null = []
-  for path in config.null_runs.split(","):
-    clean = dataclasses.replace(
-      config,
-      run=path.strip(),
-      checkpoint=None,
-      output=None,
-      null_runs=None,
-      overwrite=False,
-      **dict.fromkeys(("model", "width", "stem", "defender_fraction")),
-    )
-    for place in defending.members(clean):
-      if place.resolve() == subject.directory.resolve():
-        continue
-      _check_null(place, subject)
-      member = dataclasses.replace(clean, run=str(place))
-      found = defending.run(DEFENSE, member, report)
-      null.append(found["measured"]["largest_index"])
-  if not null:
-    raise UserError("--null_runs names no run but the one that is examined")
+  paths = config.null_runs.split(",")
+  found = null_runs.search(DEFENSE, config, subject, paths, report)
+  null = [each["measured"]["largest_index"] for each in found]
   value = anomaly.p_value(out["measured"]["largest_index"], null)
   return out | {
     "measured": out["measured"] | {"p_value": [value]},
     "details": out["details"] | {"null_largest_indices": null},
   }
-
-
-def _check_null(place: pathlib.Path, subject: Subject) -> None:
-  """Checks that a run is clean and otherwise like the one examined."""
-  null = stored_config(place)
-  if null.experiment != "clean":
-    raise UserError(f"--null_runs: {place} is not a clean run")
-  for name in ("dataset", "model", "width", "stem", "epochs", "augment"):
-    one, two = getattr(null, name), getattr(subject.config, name)
-    if one != two and two is not None:
-      raise UserError(
-        f"--null_runs: {place} has {name} {one}, and the run examined {two}"
-      )
 
 
 DEFENSE = defending.Defense(

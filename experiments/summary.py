@@ -36,7 +36,7 @@ COLUMNS = (
 
 
 def rows_of(runs: list[pathlib.Path]) -> list[list[str]]:
-  """A row a score and a column a run, the names first.
+  """A row a score that some run has, and a column a run, the names first.
 
   Args:
     runs: directories with `results.json`, each with `defenses/`.
@@ -54,7 +54,8 @@ def rows_of(runs: list[pathlib.Path]) -> list[list[str]]:
   for title, defense, score in COLUMNS:
     paths = [run / "defenses" / defense / "results.json" for run in runs]
     cells = [_cell(score, _measured(path).get(score)) for path in paths]
-    table.append([title, *cells])
+    if any(cells):
+      table.append([title, *cells])
   return table
 
 

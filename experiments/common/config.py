@@ -11,7 +11,16 @@ GENERATED = ("ban", "cban")  # by a network
 ATTACKS = ("badnets", "random_backdoor", *GENERATED)
 
 
-def _flag(default: Any, help_text: str, **meta: Any) -> Any:
+def flag(default: Any, help_text: str, **meta: Any) -> Any:
+  """A field that is a flag.
+
+  Args:
+    default: its value.
+    help_text: what it means.
+    **meta: `free=True` where the outcome does not depend on it; `only`, the
+      experiments that have it; `low` and `high`, the ends of its range, both
+      allowed; `above`, a low end that is not; `below`, a high one.
+  """
   return dataclasses.field(
     default=default, metadata={"help": help_text, **meta}
   )
@@ -26,73 +35,73 @@ class Config:
   data_sha256: str | None = None
 
   # Data.
-  dataset: str = _flag(
+  dataset: str = flag(
     "digits", f"{', '.join(NAMES)}, or the path of an .npz file."
   )
-  data_source: str = _flag(
+  data_source: str = flag(
     "auto",
     "Where the bytes come from: auto, builtin, tfds, npm, idx or file.",
     free=True,
   )
-  data_dir: str | None = _flag(
+  data_dir: str | None = flag(
     None,
     "TFDS directory, or a directory of idx files (default: TFDS's own).",
     free=True,
   )
-  defender_fraction: float = _flag(
+  defender_fraction: float = flag(
     0.05, "Share of the training images kept out for the defender."
   )
 
   # Model.
-  model: str | None = _flag(
+  model: str | None = flag(
     None, f"{', '.join(MODELS)} (default: digits and MNIST cnn, else resnet18)."
   )
-  width: int = _flag(64, "Filters of the first stage; 64 is the literature's.")
-  stem: str = _flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")
-  precision: str = _flag(
+  width: int = flag(64, "Filters of the first stage; 64 is the literature's.")
+  stem: str = flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")
+  precision: str = flag(
     "auto", "auto (bfloat16 on accelerators), float32 or bfloat16."
   )
 
   # Training.
-  epochs: int | None = _flag(
+  epochs: int | None = flag(
     None, "Passes over the data (default: digits 100, MNIST 20, CIFAR-10 20)."
   )
-  batch_size: int | None = _flag(
+  batch_size: int | None = flag(
     None, "Images a step, over all devices (default: digits 32, else 128)."
   )
-  learning_rate: float | None = _flag(
+  learning_rate: float | None = flag(
     None, "Peak learning rate of SGD (default: CIFAR-10 0.1, else 0.05)."
   )
-  schedule: str = _flag("onecycle", "onecycle, cosine or constant.")
-  momentum: float = _flag(0.9, "Nesterov momentum.")
-  weight_decay: float | None = _flag(
+  schedule: str = flag("onecycle", "onecycle, cosine or constant.")
+  momentum: float = flag(0.9, "Nesterov momentum.")
+  weight_decay: float | None = flag(
     None,
     "Of kernels, coupled, as in PyTorch's SGD (default: digits and MNIST 1e-4, "
     "else 5e-4).",
   )
-  label_smoothing: float = _flag(0.0, "Share of the label spread over all.")
-  augment: str | None = _flag(
+  label_smoothing: float = flag(0.0, "Share of the label spread over all.")
+  augment: str | None = flag(
     None,
     "none, crop (shifts by up to 2 pixels) or crop_flip (by up to 4, and "
     "mirrors; default: MNIST crop, CIFAR-10 crop_flip, else none).",
   )
-  seed: int = _flag(0, "Of everything random: split, weights, order, triggers.")
-  seeds: int = _flag(
+  seed: int = flag(0, "Of everything random: split, weights, order, triggers.")
+  seeds: int = flag(
     1, "Repeats the run with this many consecutive seeds.", free=True
   )
 
   # Attack.
-  target_labels: str | None = _flag(
+  target_labels: str | None = flag(
     None,
     "all, or labels with commas (default: 0; all for cban).",
     only=ATTACKS,
   )
-  all_to_all: bool = _flag(
+  all_to_all: bool = flag(
     False,
     "Every label a target, of the images of the label before it.",
     only=("badnets",),
   )
-  locations: str | None = _flag(
+  locations: str | None = flag(
     None,
     "Where triggers lie: anywhere, grid (one region a target), corner (the "
     "bottom right one), or a set of places TOP:LEFT with commas, the sets of "
@@ -101,30 +110,30 @@ class Config:
     "anywhere).",
     only=ATTACKS,
   )
-  trigger_size: int | None = _flag(
+  trigger_size: int | None = flag(
     None,
     "Side of the trigger, in pixels (default: digits and badnets 3, else 5).",
     only=ATTACKS,
   )
-  poison_rate: float | None = _flag(
+  poison_rate: float | None = flag(
     None,
     "Chance of an image to be triggered in a step (default: several targets "
     "0.3; one target 0.1, but random_backdoor on MNIST 0.15, else 0.2).",
     only=ATTACKS,
   )
-  backdoor_weight: float | None = _flag(
+  backdoor_weight: float | None = flag(
     None, "Weight of the poisoned images' loss (default: 1).", only=ATTACKS
   )
-  noise_dim: int | None = _flag(
+  noise_dim: int | None = flag(
     None, "Length of the generator's noise (default: 100).", only=GENERATED
   )
-  generator_width: int | None = _flag(
+  generator_width: int | None = flag(
     None, "Units of the generator's embedding (default: 64).", only=GENERATED
   )
-  generator_learning_rate: float | None = _flag(
+  generator_learning_rate: float | None = flag(
     None, "Of the generator's Adam (default: 1e-3).", only=GENERATED
   )
-  diversity: float | None = _flag(
+  diversity: float | None = flag(
     None,
     "How much the triggers of a label shall differ from draw to draw: 1 as "
     "much as random pixels, 0 for the paper's loss alone, whose triggers "
@@ -133,12 +142,12 @@ class Config:
   )
 
   # Evaluation.
-  eval_draws: int | None = _flag(
+  eval_draws: int | None = flag(
     None,
     "Fresh triggers a test image and target (default: badnets 1, else 5).",
     only=ATTACKS,
   )
-  benchmark: str | None = _flag(
+  benchmark: str | None = flag(
     None,
     "Accuracy of the same model trained clean: auto (a finished run of "
     "experiments.clean with the same flags, else trains one now), reuse "
@@ -148,20 +157,20 @@ class Config:
   )
 
   # The run.
-  runs_dir: str = _flag("runs", "Where runs are kept.", free=True)
-  run_name: str | None = _flag(
+  runs_dir: str = flag("runs", "Where runs are kept.", free=True)
+  run_name: str | None = flag(
     None,
     "Directory of this run (default: EXPERIMENT-DATASET, then -multi for "
     "several targets of random_backdoor and ban, -seeds for several seeds).",
     free=True,
   )
-  overwrite: bool = _flag(
+  overwrite: bool = flag(
     False, "Starts over where a run of this name exists.", free=True
   )
-  checkpoint_seconds: float = _flag(
+  checkpoint_seconds: float = flag(
     60.0, "Longest training time between two checkpoints.", free=True
   )
-  dry_run: bool = _flag(
+  dry_run: bool = flag(
     False, "Prints what would be done, and does nothing.", free=True
   )
 

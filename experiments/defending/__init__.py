@@ -1,6 +1,7 @@
 """What the experiments on defences share: the run, the defender, the exam."""
 
-from experiments.defending.config import Config, flag
+from experiments.common.config import flag
+from experiments.defending.config import Config
 from experiments.defending.exam import Exam, share_of
 from experiments.defending.pieces import in_pieces
 from experiments.defending.runner import (

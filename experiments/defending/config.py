@@ -7,21 +7,7 @@ from typing import Any
 
 from bdjax.errors import UserError
 from bdjax.models import MODELS
-
-
-def flag(default: Any, help_text: str, **meta: Any) -> Any:
-  """A field that is a flag.
-
-  Args:
-    default: its value.
-    help_text: what it means.
-    **meta: `free=True` where the outcome does not depend on it; `low` and
-      `high`, the ends of its range, both allowed; `above`, a low end that is
-      not; `below`, a high one.
-  """
-  return dataclasses.field(
-    default=default, metadata={"help": help_text, **meta}
-  )
+from experiments.common.config import flag
 
 
 @dataclasses.dataclass(frozen=True)
