@@ -3,8 +3,6 @@
 python -m experiments.goodnet --run=runs/badnets-mnist
 """
 
-import numpy as np
-
 from bdjax.defenses import pruning
 from bdjax.defenses.goodnet import predict_goodnet
 from experiments import defending
@@ -37,21 +35,17 @@ def examine(
     mask = {found.layer: found.curve.masks[count]}
     args = (defender.weights, pruning.prune(defender.weights, mask))
     answers = exam.clean(function, args)
-    scores = {
-      "clean_accuracy": answers == exam.labels,
-      "clean_coverage": answers < num,
-    }
+    measured[f"clean_accuracy_at_{text}"] = share_of(answers == exam.labels)
+    measured[f"clean_coverage_at_{text}"] = share_of(answers < num)
     if exam.has_attack:
       triggered = exam.triggered(function, args)
-      scores |= {
-        "attack_success_rate": triggered.outputs == triggered.targets,
-        "robust_accuracy": triggered.outputs == triggered.labels,
-        "triggered_coverage": triggered.outputs < num,
-      }
-    measured |= {
-      f"{name}_at_{text}": share_of(np.asarray(hits))
-      for name, hits in scores.items()
-    }
+      hits = triggered.outputs == triggered.targets
+      measured |= exam.shares(f"attack_success_rate_at_{text}", hits)
+      if exam.knows_labels:
+        right = triggered.outputs == triggered.labels
+        measured[f"robust_accuracy_at_{text}"] = share_of(right)
+      answered = triggered.outputs < num
+      measured |= exam.shares(f"triggered_coverage_at_{text}", answered)
   return Findings(measured, {"layer": found.layer, "channels": found.stops})
 
 

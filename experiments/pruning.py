@@ -92,7 +92,7 @@ def examine(
     measured[f"clean_accuracy_at_{text}"] = defending.share_of(clean[:, count])
     if hits is not None:
       name = f"attack_success_rate_at_{text}"
-      measured[name] = defending.share_of(hits[:, count])
+      measured |= exam.shares(name, hits[:, count])
   details = {
     "layer": layer,
     "order": np.asarray(curve.order).tolist(),

@@ -41,6 +41,11 @@ class Config(defending.Config):
   threshold: str = flag(
     "gaussian", "gaussian (a normal fit, the paper's) or quantile."
   )
+  calibration: int | None = flag(
+    None,
+    "Images to calibrate on, at most (default: all that are no overlays).",
+    low=2,
+  )
   frr: str = flag("0.005,0.01,0.02,0.05", "Wanted false rejection rates.")
 
 
@@ -80,7 +85,7 @@ def defend(
       f"images, two of which are to calibrate on; take 1 to {total - 2}"
     )
   settings = strip.Settings(num, config.superimpose, config.unit)
-  pool, calibration = order[:size], order[size:]
+  pool, calibration = order[:size], order[size:][: config.calibration]
   run = evaluation.over_images(
     strip.entropies(defender.model, settings),
     strip.inputs_at_once(num, defender.mesh.size),
@@ -135,7 +140,7 @@ def examine(
     details["thresholds"][f"{rate:g}"] = limit
     measured[f"frr_{name}"] = defending.share_of(clean < limit)
     if triggered is not None:
-      measured[f"far_{name}"] = defending.share_of(triggered >= limit)
+      measured |= exam.shares(f"far_{name}", triggered >= limit)
   if triggered is not None:
     measured["auroc"] = metrics.auroc(triggered, clean)
   samples = {"calibration": found.calibration, "clean": clean}

@@ -85,10 +85,12 @@ def examine(
     hits = triggered.outputs == triggered.targets
     refused = triggered.outputs == num
     good = refused | (triggered.outputs == triggered.labels)
+    measured |= exam.shares("attack_success_rate", hits)
+    if exam.knows_labels:
+      right_too = share_of(triggered.outputs == triggered.labels)
+      measured["robust_accuracy"] = right_too
+    measured |= exam.shares("far", ~refused)
     measured |= {
-      "attack_success_rate": share_of(hits),
-      "robust_accuracy": share_of(triggered.outputs == triggered.labels),
-      "far": share_of(~refused),
       "triggered_accuracy": share_of(good),
       # Right is the true class, and for triggered inputs also K + 1.
       "mixed_accuracy": metrics.proportion(

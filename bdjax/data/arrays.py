@@ -9,7 +9,7 @@ from bdjax.data.specs import Spec
 from bdjax.errors import UserError
 
 
-def digests(arrays: Arrays) -> dict[str, str]:
+def digests(arrays: Arrays | Dataset) -> dict[str, str]:
   """Returns the SHA-256 of each array's bytes, by its name."""
   return {
     name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()

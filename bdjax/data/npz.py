@@ -29,7 +29,7 @@ def read(path: str) -> tuple[Arrays, int]:
   Raises:
     UserError: no such file, no such keys, or arrays other than these.
   """
-  found = _open(path)
+  found = _open(path, Arrays._fields)
   train, test = (
     (_images(path, f"x_{part}", found), _labels(path, f"y_{part}", found))
     for part in ("train", "test")
@@ -52,21 +52,50 @@ def read(path: str) -> tuple[Arrays, int]:
   ), num_classes
 
 
-def _open(path: str) -> dict[str, np.ndarray]:
+def read_images(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+  """Reads `images`, and `labels` where there are any, from a `.npz` file.
+
+  Args:
+    path: the file; dtypes and shapes as in `read`.
+
+  Returns:
+    Images uint8 [N,H,W,C], and labels int32 [N] or None.
+
+  Raises:
+    UserError: no such file, no such key, or arrays other than these.
+  """
+  found = _open(path, ("images",), ("labels",))
+  images = _images(path, "images", found)
+  if "labels" not in found:
+    return images, None
+  labels = _labels(path, "labels", found)
+  if len(labels) != len(images):
+    raise UserError(
+      f"{path}: {len(images)} images but {len(labels)} labels: give one label "
+      "an image, or none"
+    )
+  return images, labels.astype(np.int32)
+
+
+def _open(
+  path: str, keys: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
   file = pathlib.Path(path).expanduser()
   if not file.is_file():
     raise UserError(f"{path}: no such file: check the path")
   try:
     # np.load leaves a broken file open if it opens it itself.
     with file.open("rb") as opened, np.load(opened) as archive:
-      missing = [key for key in Arrays._fields if key not in archive]
+      missing = [key for key in keys if key not in archive]
       if missing:
+        wanted = ", ".join(f"{key}=..." for key in keys)
         raise UserError(
           f"{path}: no {', '.join(missing)} among its keys "
           f"({', '.join(archive) or 'none'}): save it with np.savez(path, "
-          "x_train=..., y_train=..., x_test=..., y_test=...)"
+          f"{wanted})"
         )
-      return {key: archive[key] for key in Arrays._fields}
+      there = [key for key in (*keys, *optional) if key in archive]
+      return {key: archive[key] for key in there}
   except UserError:
     raise
   except (

@@ -12,6 +12,8 @@ from bdjax.plots.defenses import (
   rounds,
 )
 from bdjax.plots.matrix import source_target_matrix
+from bdjax.plots.page import page
+from bdjax.plots.scanning import scanned_norms
 from bdjax.plots.training import training_curves
 
 __all__ = [
@@ -21,7 +23,9 @@ __all__ = [
   "reversed_triggers",
   "rounds",
   "examples",
+  "page",
   "regions",
+  "scanned_norms",
   "source_target_matrix",
   "training_curves",
   "trigger_sheet",

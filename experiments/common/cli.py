@@ -37,7 +37,9 @@ def main(experiment: str) -> None:
 
 
 def serve(
-  fields: Sequence[dataclasses.Field], start: Callable[..., Any]
+  fields: Sequence[dataclasses.Field],
+  start: Callable[..., Any],
+  positional: str | None = None,
 ) -> None:
   """Turns fields into flags, parses them and starts; to be called by a script.
 
@@ -46,6 +48,8 @@ def serve(
   Args:
     fields: of a configuration, with `help` in their metadata.
     start: takes the flags' values as keyword arguments.
+    positional: the keyword under which it takes what stands behind the flags,
+      a list; None where nothing may.
   """
   for field in fields:
     kind = getattr(field.type, "__name__", str(field.type).split(" | ")[0])
@@ -57,9 +61,11 @@ def serve(
     )
 
   def begin(argv):
-    if len(argv) > 1:
+    if len(argv) > 1 and positional is None:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
     chosen = {field.name: flags.FLAGS[field.name].value for field in fields}
+    if positional is not None:
+      chosen[positional] = argv[1:]
     sys.exit(_guarded(lambda: start(**chosen), chosen.get("overwrite")))
 
   app.run(begin)

@@ -1,7 +1,7 @@
 """What the experiments on defences share: the run, the defender, the exam."""
 
 from experiments.common.config import flag
-from experiments.defending.config import Config
+from experiments.defending.config import Config, check_ranges
 from experiments.defending.exam import Exam, share_of
 from experiments.defending.pieces import in_pieces
 from experiments.defending.runner import (
@@ -13,6 +13,7 @@ from experiments.defending.runner import (
   main,
   root_key,
   run,
+  run_on,
 )
 from experiments.defending.subject import Defender, members
 
@@ -24,6 +25,7 @@ __all__ = [
   "Findings",
   "Space",
   "check_finite",
+  "check_ranges",
   "combine",
   "flag",
   "in_pieces",
@@ -31,5 +33,6 @@ __all__ = [
   "members",
   "root_key",
   "run",
+  "run_on",
   "share_of",
 ]

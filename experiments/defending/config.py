@@ -92,6 +92,18 @@ def check(config: Config) -> None:
         "--dataset goes with --checkpoint, or says where the .npz file of a "
         "run is now: leave it out"
       )
+  check_ranges(config)
+
+
+def check_ranges(config: Any) -> None:
+  """Checks every number of a configuration against the ends of its field.
+
+  Args:
+    config: a dataclass whose fields are of `flag`.
+
+  Raises:
+    UserError: one is out of range.
+  """
   for field in dataclasses.fields(config):
     _check_range(field, getattr(config, field.name))
 

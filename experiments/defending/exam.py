@@ -10,7 +10,7 @@ from bdjax import evaluation, metrics, sharding
 from bdjax.errors import UserError
 from bdjax.models import Model, Weights
 from experiments.defending.pieces import in_pieces
-from experiments.defending.subject import Subject
+from experiments.defending.subject import Given, Subject
 
 BATCH = 250  # images; half a piece
 
@@ -20,7 +20,7 @@ class Triggered(NamedTuple):
 
   Attributes:
     outputs: a tree of [M,...], of the images that count.
-    labels: int32 [M], the true ones.
+    labels: int32 [M], the true ones; -1 where they are not known.
     targets: int32 [M], what the triggers are to bring about.
   """
 
@@ -33,7 +33,8 @@ class Exam:
   """The test set of a run, and its attack.
 
   Every test image is triggered once, towards a target drawn from those that
-  it may have, and with a trigger drawn anew.
+  it may have, and with a trigger drawn anew. Where triggered images are
+  given instead, they are taken as they are.
   """
 
   def __init__(
@@ -42,14 +43,16 @@ class Exam:
     """Takes the first `limit` test images, in an order drawn from `key`."""
     test = subject.splits.test
     order_key, self._key = jax.random.split(key)
-    order = np.asarray(jax.random.permutation(order_key, len(test.labels)))
-    rows = np.sort(order[:limit])
+    rows = _draw(order_key, len(test.labels), limit)
     self.labels = test.labels[rows]
     self._mesh = subject.defender.mesh
     self._images, self._device_labels = sharding.replicate(
       self._mesh, (test.images[rows], self.labels)
     )
     self._attack, self._generator = subject.attack, subject.generator
+    self._given = _limited(subject.given, order_key, limit)
+    if self._given:
+      self._given_images = sharding.replicate(self._mesh, self._given.images)
     self._programs: dict[tuple, Callable] = {}
     self._predictors: dict[Model, Callable] = {}
     # What the run is, for published figures to stand beside ours.
@@ -59,12 +62,19 @@ class Exam:
   @property
   def has_attack(self) -> bool:
     """Whether the run has a known backdoor."""
-    return self._attack is not None
+    return bool(self._attack or self._given)
 
   @property
   def targets(self) -> list[int]:
     """The attack's target labels; none in a clean run."""
+    if self._given:
+      return np.unique(self._given.targets).tolist()
     return np.asarray(self._attack.targets).tolist() if self._attack else []
+
+  @property
+  def knows_labels(self) -> bool:
+    """Whether the true labels of triggered images are known."""
+    return self._attack is not None
 
   def clean(
     self, function: Callable, args: Any, batch_size: int = BATCH
@@ -89,6 +99,15 @@ class Exam:
   ) -> Triggered:
     """The same for the triggered images, in a run that has an attack."""
     _, triggered_key = jax.random.split(self._key)
+    if self._given:
+      run = self._compiled(function, batch_size, triggered=False)
+      out = in_pieces(
+        lambda key, rows: run(args, key, self._given_images[rows]),
+        triggered_key,
+        len(self._given.targets),
+      )
+      unknown = np.full_like(self._given.targets, -1)
+      return Triggered(out, unknown, self._given.targets)
     run = self._compiled(function, batch_size, triggered=True)
     out, targets, counts = in_pieces(
       lambda key, rows: run(
@@ -121,8 +140,22 @@ class Exam:
     if self.has_attack:
       found = self.triggered(predict, weights, batch_size)
       hits = found.outputs == found.targets
-      out["attack_success_rate"] = share_of(hits)
-      out["robust_accuracy"] = share_of(found.outputs == found.labels)
+      out |= self.shares("attack_success_rate", hits)
+      if self.knows_labels:
+        out["robust_accuracy"] = share_of(found.outputs == found.labels)
+    return out
+
+  def shares(self, name: str, hits: np.ndarray) -> dict[str, metrics.Score]:
+    """The share of triggered images that a bool [M] is true of, by its name.
+
+    Where images with several triggers were given, that of each besides.
+    """
+    out = {name: share_of(hits)}
+    if self._given and len(self._given.names) > 1:
+      for number, trigger in enumerate(self._given.names):
+        of_it = hits[self._given.trigger == number]
+        if len(of_it):
+          out[f"{name}_{trigger}"] = share_of(of_it)
     return out
 
   def _compiled(self, function, batch_size, triggered) -> Callable:
@@ -138,6 +171,23 @@ class Exam:
         program = evaluation.over_images(function, even, self._mesh)
       self._programs[key] = program
     return self._programs[key]
+
+
+def _draw(key, total: int, limit: int | None) -> np.ndarray:
+  """Row numbers in ascending order, `limit` of them if there are so many."""
+  order = np.asarray(jax.random.permutation(key, total))
+  return np.sort(order[:limit])
+
+
+def _limited(given: Given | None, key, limit: int | None) -> Given | None:
+  if given is None:
+    return None
+  rows = _draw(key, len(given.targets), limit)
+  return given._replace(
+    images=given.images[rows],
+    targets=given.targets[rows],
+    trigger=given.trigger[rows],
+  )
 
 
 def _predictor(model: Model) -> Callable:

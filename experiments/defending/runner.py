@@ -186,8 +186,34 @@ def _group(defense, config, root, places, report) -> dict[str, Any]:
 
 def _alone(defense, config, root, report) -> dict[str, Any]:
   subject = load(config, root, report)
+  place = _output(defense, config, root)
+  return run_on(defense, config, subject, place, report)
+
+
+def run_on(
+  defense: Defense,
+  config: Config,
+  subject: Subject,
+  place: pathlib.Path,
+  report: Report,
+) -> dict[str, Any]:
+  """Runs a defence on one network that is loaded; what is there, is taken.
+
+  Args:
+    defense: the defence.
+    config: of its class.
+    subject: the network.
+    place: the directory of the results.
+    report: takes lines of progress.
+
+  Returns:
+    What stands in `results.json`.
+
+  Raises:
+    UserError: something the user can put right.
+  """
   with open_run(
-    _output(defense, config, root),
+    place,
     identity(config) | subject.identity(),
     overwrite=config.overwrite,
     elsewhere="--output",
@@ -221,7 +247,7 @@ def _defend(defense, config, subject: Subject, directory, report):
     "run": {
       "name": _name(subject.directory),
       "experiment": subject.config.experiment,
-      "attack": subject.attack is not None,
+      "attack": bool(subject.attack or subject.given),
       "seed": subject.config.seed,
       "step": subject.step,
     },

@@ -53,6 +53,23 @@ class Defender(NamedTuple):
     return self.images.shape[1:]
 
 
+class Given(NamedTuple):
+  """Test images that came with their triggers on, made elsewhere.
+
+  Attributes:
+    images: uint8 [M,H,W,C].
+    targets: int32 [M], the label that the trigger is to bring about; the true
+      ones are not known.
+    trigger: int32 [M] into `names`.
+    names: of the triggers.
+  """
+
+  images: np.ndarray
+  targets: np.ndarray
+  trigger: np.ndarray
+  names: tuple[str, ...]
+
+
 class Subject(NamedTuple):
   """A run: the defender's side, and the attacker's.
 
@@ -64,6 +81,7 @@ class Subject(NamedTuple):
     attack: None for a clean run, and where it is not known.
     generator: its parameters.
     splits: all data.
+    given: triggered images instead of an attack; None for our own runs.
   """
 
   directory: pathlib.Path
@@ -73,13 +91,19 @@ class Subject(NamedTuple):
   attack: Attack | None
   generator: Any
   splits: Splits
+  given: Given | None = None
 
   def identity(self) -> dict[str, Any]:
     """Which network this is: a retrained one has another checksum."""
-    checksum = 0
-    for leaf in jax.tree.leaves(jax.device_get(self.defender.weights)):
-      checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
-    return {"step": self.step, "weights_crc32": checksum}
+    return {"step": self.step, "weights_crc32": checksum(self.defender.weights)}
+
+
+def checksum(weights: Weights) -> int:
+  """CRC-32 of all the numbers of a network."""
+  found = 0
+  for leaf in jax.tree.leaves(jax.device_get(weights)):
+    found = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), found)
+  return found
 
 
 def members(config: Config) -> list[pathlib.Path]:
@@ -144,7 +168,7 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
   model = make_model(trained, splits.info, shape)
   attack = make_attack(trained, shape, splits.info.num_classes)
   place = directory if config.checkpoint else directory / "checkpoints"
-  model, found = _restore(place, model, shape, attack, report)
+  model, found = restore(place, model, shape, attack, report)
   if config.run and not (directory / "results.json").exists():
     report(f"{directory} has not ended: this is its step {found.step}")
   mesh = sharding.make_mesh()
@@ -192,11 +216,21 @@ def _elsewhere(config: Config) -> attack_config.Config:
   )
 
 
-def _restore(place, model, shape, attack, report):
+def restore(place, model, shape, attack, report):
   """The model, and the checkpoint's classifier and generator.
 
   A network that pruning left there has the masks of one layer besides: then
   the model is a masked one.
+
+  Args:
+    place: the directory of checkpoints.
+    model: of the network.
+    shape: (H, W, C) of its images.
+    attack: None where there is no generator.
+    report: takes lines of progress.
+
+  Raises:
+    UserError: there is no checkpoint, or it is of another network.
   """
   channels = layers(model, shape)
   masked = [pruning.masked(model, {n: c}) for n, c in channels.items()]

@@ -1,6 +1,7 @@
 """The table at the end of a defence."""
 
 import pathlib
+import re
 from typing import Any
 
 import rich.box
@@ -55,6 +56,6 @@ def _number(name: str, value: Any) -> str:
   if value is None:
     return "\N{EN DASH}"
   share = ("accuracy", "rate", "far", "frr", "coverage", "share")
-  if any(word in name.split("_") for word in share):
+  if any(word in re.split("[_/]", name) for word in share):
     return f"{value:.2%}"
   return f"{value:.4g}"

@@ -11,16 +11,41 @@ import pathlib
 from bdjax.errors import UserError
 from bdjax.models.base import Model, Variables, Weights
 from bdjax.models.importers import layouts, pytorch, safetensors
-from bdjax.models.importers.fitting import fit
+from bdjax.models.importers.fitting import fit, named
 from bdjax.models.importers.keras import load_keras
 
-__all__ = ["LAYOUTS", "export_safetensors", "fit", "load", "load_keras"]
+__all__ = [
+  "LAYOUTS",
+  "export_safetensors",
+  "fit",
+  "load",
+  "load_keras",
+  "named",
+  "read",
+]
 
 LAYOUTS = ("bdjax", *layouts.EXPORTS)
 
 
 def load(path: str | os.PathLike, model: Model) -> Weights:
   """The weights in a file, for a model of ours.
+
+  Args:
+    path: the file; for its kinds see `read`.
+    model: whose params and batch statistics are wanted.
+
+  Returns:
+    Weights, float32, all of them from the file.
+
+  Raises:
+    UserError: the file is not of these kinds, damaged or too large, or a
+      layer of it is missing, left over or of another shape.
+  """
+  return fit(read(path), model, str(path))
+
+
+def read(path: str | os.PathLike) -> Weights:
+  """The weights in a file as our layers are called, for `fit`.
 
   - `.h5`, `.hdf5`: Keras 2 (and the same layout of later ones), weights or
     whole model; the layers' names must be those of the model (`deepid`).
@@ -35,27 +60,24 @@ def load(path: str | os.PathLike, model: Model) -> Weights:
 
   Args:
     path: the file.
-    model: whose params and batch statistics are wanted.
 
   Returns:
-    Weights, float32, all of them from the file.
+    Weights of numpy arrays, float32, by dotted name or in nested dicts
+    (`named` makes them alike). A name that no layout knows stays as it is.
 
   Raises:
-    UserError: the file is not of these kinds, damaged or too large, or a
-      layer of it is missing, left over or of another shape.
+    UserError: the file is not of these kinds, damaged or too large.
   """
   suffix = pathlib.Path(path).suffix.lower()
   if suffix in (".h5", ".hdf5"):
-    found = Weights(load_keras(path), {})
-  elif suffix == ".safetensors":
-    found = layouts.read(safetensors.read(path), str(path))
-  elif suffix in (".pt", ".pth"):
-    found = layouts.read(pytorch.read(path), str(path))
-  else:
-    raise UserError(
-      f"{path}: unknown kind of weights: give .h5, .safetensors, .pt or .pth"
-    )
-  return fit(found, model, str(path))
+    return Weights(load_keras(path), {})
+  if suffix == ".safetensors":
+    return layouts.read(safetensors.read(path), str(path))
+  if suffix in (".pt", ".pth"):
+    return layouts.read(pytorch.read(path), str(path))
+  raise UserError(
+    f"{path}: unknown kind of weights: give .h5, .safetensors, .pt or .pth"
+  )
 
 
 def export_safetensors(

@@ -1,0 +1,183 @@
+"""A network that one was handed, and the images that one has for it."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bdjax import compiler, models
+from bdjax.data import csaw, folders, npz
+from bdjax.errors import UserError
+from bdjax.models import Model, Weights, importers
+
+WHITES = (1.0, 255.0)
+# Images that say on which scale a network was trained; more say it no better.
+_SAMPLE = 512
+# The first convolution of a model of ours, and its width by filters in it.
+_FIRST = {
+  "cnn": ("conv_1.kernel", 4),
+  "minivgg": ("convs.0.kernel", 1),
+  "resnet18": ("stem.kernel", 1),
+}
+
+
+class Images(NamedTuple):
+  """Images from files.
+
+  Attributes:
+    names: one an image.
+    images: uint8 [N,H,W,C].
+    labels: int32 [N] where the files tell them; otherwise None.
+  """
+
+  names: tuple[str, ...]
+  images: np.ndarray
+  labels: np.ndarray | None
+
+
+class Network(NamedTuple):
+  """A network from a file of weights.
+
+  Attributes:
+    name: of its kind, from `models.MODELS`.
+    model: its definition, for images in [0,1].
+    weights: from the file.
+    num_classes: K.
+    white: what white was in its training, 1.0 or 255.0.
+    accuracy: by white, on labelled images; None where these did not decide.
+  """
+
+  name: str
+  model: Model
+  weights: Weights
+  num_classes: int
+  white: float
+  accuracy: dict[float, float] | None
+
+
+def read_images(
+  path: str | os.PathLike, shape: tuple[int, int, int] | None = None
+) -> Images:
+  """Reads a folder of PNG and JPEG images, one of them, a `.npz` or a `.h5`.
+
+  Args:
+    path: a `.npz` file holds `images` and perhaps `labels`; a `.h5` file is a
+      set of CSAW-HackML-2020; what else is a file, is a picture.
+    shape: (H, W, C) that they must have; None to take them as they are.
+
+  Raises:
+    UserError: there are none, or they are of another shape.
+  """
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix not in (".npz", ".h5", ".hdf5"):
+    return Images(*folders.read(path, shape))
+  if suffix == ".npz":
+    images, labels = npz.read_images(str(path))
+  else:
+    images, labels = csaw.read(path)
+  if shape and images.shape[1:] != tuple(shape):
+    raise UserError(
+      f"{path}: its images are {list(images.shape[1:])}, not {list(shape)}: "
+      "give images of that height, width and channels"
+    )
+  return Images(tuple(map(str, range(len(images)))), images, labels)
+
+
+def open_network(
+  path: str | os.PathLike,
+  images: Images,
+  *,
+  model: str | None = None,
+  white: float | None = None,
+  mean: tuple[float, ...] | None = None,
+  std: tuple[float, ...] | None = None,
+) -> Network:
+  """The network whose weights are in a file.
+
+  Classes, width and stem are those of the arrays in the file.
+
+  Args:
+    path: `.h5`, `.safetensors`, `.pt` or `.pth`, see `importers.read`.
+    images: clean ones, for their shape; with labels they tell the scale.
+    model: its kind; None to tell it from the names of its layers.
+    white: 1.0 or 255.0; None for the one with which it classifies the images
+      better, without labels 1.0.
+    mean: subtracted from each channel before it, where white is 1.0.
+    std: each channel is then divided by it.
+
+  Raises:
+    UserError: the file is no such network, or does not fit the images.
+  """
+  found = importers.read(path)
+  shapes = {k: np.shape(v) for k, v in importers.named(found.params).items()}
+  kind = model or _kind(shapes, path)
+  settings = _settings(kind, shapes, path)
+  if white not in (None, *WHITES):
+    raise UserError(f"white is {white:g}: take 1 or 255")
+  if white == 255 and (mean or std):
+    raise UserError("a mean and std are of pixels in 0..1: take them, or 255")
+
+  def make(value):
+    scaled = (1 / value,) * images.images.shape[3]
+    return models.get(
+      kind,
+      image_shape=images.images.shape[1:],
+      mean=mean,
+      std=scaled if value == 255 else std,
+      **settings,
+    )
+
+  weights = importers.fit(found, make(1.0), str(path))
+  _check_labels(images, settings["num_classes"], path)
+  accuracy = None
+  if images.labels is not None and not (white or mean or std):
+    white, accuracy = csaw.pixel_scale(
+      lambda value: _accuracy(make(value), weights, images)
+    )
+  white = white or 1.0
+  num_classes = settings["num_classes"]
+  return Network(kind, make(white), weights, num_classes, white, accuracy)
+
+
+def _kind(shapes: dict[str, tuple], path) -> str:
+  """The model that layers of these names belong to."""
+  for kind, layer in (("deepid", "conv_4.kernel"), ("resnet18", "stem.kernel")):
+    if layer in shapes:
+      return kind
+  raise UserError(
+    f"{path}: its layers do not tell which network it is: give --model"
+  )
+
+
+def _settings(kind: str, shapes: dict[str, tuple], path) -> dict[str, Any]:
+  """Arguments for `models.get`, from the shapes of the arrays."""
+  last = shapes.get("output.bias" if kind == "deepid" else "logits.bias", ())
+  if len(last) != 1 or last[0] < 2:
+    raise UserError(f"{path}: these are no weights of {kind}: give --model")
+  settings = {"num_classes": last[0]}
+  layer, factor = _FIRST.get(kind, ("", 0))
+  first = shapes.get(layer, ())
+  if len(first) == 4:
+    settings["width"] = factor * first[3]
+    if kind == "resnet18" and first[0] == 7:
+      settings["stem"] = "imagenet"
+  return settings
+
+
+def _check_labels(images: Images, num_classes: int, path) -> None:
+  if images.labels is not None and images.labels.max() >= num_classes:
+    raise UserError(
+      f"{path}: the network has {num_classes} classes, and an image has the "
+      f"label {images.labels.max()}: give images that belong to it"
+    )
+
+
+def _accuracy(model: Model, weights: Weights, images: Images) -> float:
+  """On the first images."""
+  sample = images.images[:_SAMPLE].astype(np.float32) / np.float32(255)
+  apply = compiler.jit(
+    lambda weights, x: model.apply(*weights, x, False)[0].argmax(-1)
+  )
+  found = np.asarray(apply(weights, sample))
+  return float(np.mean(found == images.labels[:_SAMPLE]))

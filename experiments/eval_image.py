@@ -1,0 +1,203 @@
+"""What a repaired network says of pictures: a class, or K for "backdoored".
+
+python -m experiments.eval_image --weights=lab3_bd_weights.h5 face.png
+
+The interface of CSAW-HackML-2020: the network as delivered and its pruned copy
+answer together, as GoodNet; where they differ, the answer is K, the number of
+classes. The pruned copy is what `experiments.csaw` left in its run, or
+`--repaired`. One picture gives a number, several a line each.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from bdjax import compiler
+from bdjax.defenses.goodnet import predict_goodnet
+from bdjax.errors import UserError
+from bdjax.models import Model, Weights
+from experiments.common.cli import serve
+from experiments.common.rundir import read_json
+from experiments.common.runner import quiet
+from experiments.defending import flag
+from experiments.defending.challenge import network_name
+from experiments.defending.delivered import (
+  Images,
+  Network,
+  open_network,
+  read_images,
+)
+from experiments.defending.subject import checksum, restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Flags of the script."""
+
+  weights: str | None = flag(None, "The network as delivered.")
+  run: str | None = flag(
+    None,
+    "What experiments.csaw left of it (default: runs/csaw-NETWORK, by the name "
+    "of the weights).",
+  )
+  drop: str = flag(
+    "0.02", "Which of the run's pruned networks: the fall of its accuracy."
+  )
+  repaired: str | None = flag(
+    None,
+    "Instead of --run: the repaired network, a directory of checkpoints or a "
+    "file of weights.",
+  )
+  pixels: int | None = flag(
+    None, "With --repaired: what white was in training, 1 or 255 (default: 1)."
+  )
+  format: str = flag("text", "text or json.")
+
+
+def run(config: Config, images: list[str]) -> list[dict[str, Any]]:
+  """Classifies pictures; importable.
+
+  Args:
+    config: the flags.
+    images: paths of PNG or JPEG files.
+
+  Returns:
+    For each its `image`, the `answer` in [0, K], whether it is `rejected`, and
+    what the networks say, `delivered` and `repaired`.
+
+  Raises:
+    UserError: something the user can put right; then there is no answer.
+  """
+  if config.weights is None or not images:
+    raise UserError("give --weights=FILE and one picture or more: see --help")
+  if config.format not in ("text", "json"):
+    raise UserError(f"--format={config.format} is unknown: take text or json")
+  pictures = _read(images)
+  if config.repaired:
+    if config.run:
+      raise UserError("take --run or --repaired: one of them")
+    white = config.pixels or 1
+    repaired = pathlib.Path(config.repaired).expanduser()
+  else:
+    white, repaired = _from_run(config)
+  network = open_network(config.weights, pictures, white=white)
+  if not config.repaired:
+    _check_same(network, repaired)
+  model, weights = _open_repaired(repaired, network, pictures)
+  both = {
+    "answer": predict_goodnet(network.model, model, network.num_classes),
+    "delivered": _labels(network.model, 0),
+    "repaired": _labels(model, 1),
+  }
+
+  @compiler.jit
+  def predict(args, pixels):
+    key = jax.random.key(0)  # unused
+    return {k: function(args, key, pixels) for k, function in both.items()}
+
+  pixels = pictures.images.astype(np.float32) / np.float32(255)
+  found = jax.device_get(predict((network.weights, weights), pixels))
+  return [
+    {
+      "image": str(path),
+      **{name: int(values[i]) for name, values in found.items()},
+      "rejected": bool(found["answer"][i] == network.num_classes),
+    }
+    for i, path in enumerate(images)
+  ]
+
+
+def _read(paths: list[str]) -> Images:
+  """The pictures, of one shape, without the labels in their names."""
+  first = read_images(paths[0]).images
+  others = [read_images(path, first.shape[1:]).images for path in paths[1:]]
+  return Images(tuple(paths), np.concatenate([first, *others]), None)
+
+
+def _labels(model: Model, which: int):
+  def predict(args, key, pixels):
+    del key
+    return model.apply(*args[which], pixels, False)[0].argmax(-1)
+
+  return predict
+
+
+def _from_run(config: Config) -> tuple[float, pathlib.Path]:
+  """The scale of the pixels, and the pruned network, of a run."""
+  if config.pixels is not None:
+    raise UserError("--pixels goes with --repaired: a run knows it")
+  name = config.run or f"runs/csaw-{network_name(config.weights)}"
+  place = pathlib.Path(name).expanduser()
+  stored = read_json(place / "config.json")
+  if not isinstance(stored, dict) or "white" not in stored:
+    raise UserError(
+      f"{place} is no run of experiments.csaw: run that first, or give --run "
+      "or --repaired"
+    )
+  folder = place / "defenses" / "pruning" / "checkpoints"
+  path = folder / f"drop-{config.drop}"
+  if not path.is_dir():
+    there = ", ".join(
+      sorted(p.name.removeprefix("drop-") for p in folder.glob("drop-*"))
+    )
+    raise UserError(
+      f"--drop={config.drop}: {place} has {there or 'no pruned network'}"
+    )
+  return stored["white"], path
+
+
+def _check_same(network: Network, repaired: pathlib.Path) -> None:
+  """Checks that the run is of these weights."""
+  stored = read_json(repaired.parents[3] / "config.json")
+  if stored.get("weights_crc32") != checksum(network.weights):
+    raise UserError(
+      f"{repaired.parents[3]} is a run of other weights: give its own "
+      "--weights, or another --run"
+    )
+
+
+def _open_repaired(
+  path: pathlib.Path, network: Network, pictures: Images
+) -> tuple[Model, Weights]:
+  if not os.path.isdir(path):
+    repaired = open_network(
+      path, pictures, model=network.name, white=network.white
+    )
+    if repaired.num_classes != network.num_classes:
+      raise UserError(
+        f"{path} has {repaired.num_classes} classes and --weights "
+        f"{network.num_classes}: give a repaired copy of the same network"
+      )
+    return repaired.model, repaired.weights
+  shape = pictures.images.shape[1:]
+  model, found = restore(path, network.model, shape, None, quiet)
+  return model, Weights(found.state.params, found.state.batch_stats)
+
+
+def _print(found: list[dict[str, Any]], how: str) -> None:
+  if how == "json":
+    print(json.dumps(found, indent=2))
+  elif len(found) == 1:
+    print(found[0]["answer"])
+  else:
+    for each in found:
+      print(each["answer"], each["image"])
+
+
+def main() -> None:
+  """Runs the script."""
+
+  def start(images, **chosen):
+    config = Config(**chosen)
+    _print(run(config, images), config.format)
+
+  serve(dataclasses.fields(Config), start, positional="images")
+
+
+if __name__ == "__main__":
+  main()

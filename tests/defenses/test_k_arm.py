@@ -1,0 +1,302 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bdjax import models, sharding
+from bdjax.defenses import among_many, anomaly, k_arm, neural_cleanse
+from bdjax.defenses.cost_schedule import Settings
+from bdjax.defenses.k_arm import Bandit
+from bdjax.errors import UserError
+from bdjax.models import Weights
+
+KEY = jax.random.key(3)
+SHAPE = (8, 8, 1)
+NUM = 5
+INF = np.inf
+STRETCH = 3
+SETTINGS = Settings(
+  steps=30,
+  updates=2,
+  batch_size=4,
+  asr_threshold=0.5,
+  init_cost=0.02,
+  patience=2,
+  early_stop_patience=3,
+)
+GREEDY = Bandit(warmup=1, epsilon=0.0, beta=100.0, rounds=10**6, settled=2)
+
+
+def _scan(norms, first=None, rounds=None, frozen=None, number=0):
+  """A scan with searches that are nothing but their norms."""
+  num = len(norms)
+  scan = k_arm.start(KEY, num, (2, 2, 1))
+  norms = np.array(norms, np.float32)
+  state = scan.state._replace(
+    best_norm=norms,
+    frozen=np.array(frozen or [False] * num),
+  )
+  return scan._replace(
+    state=state,
+    first=norms.copy() if first is None else np.array(first, np.float32),
+    rounds=np.array(rounds or [9] * num, np.int32),
+    number=np.int32(number),
+  )
+
+
+NOBODY = np.zeros(4, bool)
+
+
+def test_promise_by_hand():
+  got = k_arm.promise(
+    np.array([100.0, 100.0, INF, 50.0]),
+    np.array([60.0, 100.0, INF, 0.0]),
+    np.array([4, 2, 7, 5]),
+    beta=1200.0,
+  )
+  # 40 / 4 + 1200 / 60; nothing fallen; not reached; a mask of nothing.
+  np.testing.assert_allclose(got[:3], [30.0, 12.0, 0.0])
+  assert got[3] > 1e6 and np.isfinite(got[3])
+
+
+def test_warms_up_in_order_then_ends_the_sample():
+  reference = np.array([False, True, False, True])
+  bandit = GREEDY._replace(warmup=2)
+  scan = _scan([9, 8, 7, 6], rounds=[2, 1, 0, 1], frozen=[False] * 4)
+  assert k_arm.choose(KEY, scan, reference, bandit)[0].tolist() == [2]
+  assert k_arm.choose(KEY, scan, reference, bandit, 4)[0].tolist() == [2, 1, 3]
+  scan = _scan([9, 8, 7, 6], rounds=[2, 5, 2, 3])
+  arms, free = k_arm.choose(KEY, scan, reference, bandit)
+  assert (arms.tolist(), free) == ([3], False)
+  scan = _scan([9, 8, 7, 6], frozen=[False, True, False, True])
+  assert k_arm.choose(KEY, scan, reference, bandit)[1]
+
+
+def test_takes_what_promises_most():
+  # Promises: 10 + 10, 0 + 50, 0, and one that is done.
+  scan = _scan(
+    [10, 2, INF, 1],
+    first=[30, 2, INF, 1],
+    rounds=[2, 2, 2, 2],
+    frozen=[False, False, False, True],
+  )
+  for width, wanted in ((1, [1]), (2, [1, 0]), (9, [1, 0, 2])):
+    arms, free = k_arm.choose(KEY, scan, NOBODY, GREEDY, width)
+    assert (arms.tolist(), free) == (wanted, True)
+
+
+def test_explores_with_probability_epsilon():
+  def share(epsilon):
+    hits = 0
+    for number in range(400):
+      scan = base._replace(number=np.int32(number))
+      bandit = GREEDY._replace(epsilon=epsilon)
+      hits += k_arm.choose(KEY, scan, NOBODY, bandit)[0][0] == 2
+    return hits / 400
+
+  base = _scan([9, 8, 1, 7])
+  assert share(0.0) == 1
+  assert share(0.3) == pytest.approx(0.7 + 0.3 / 4, abs=0.08)
+  assert share(1.0) == pytest.approx(0.25, abs=0.08)
+
+
+def test_a_draw_depends_on_key_and_round_alone():
+  bandit = GREEDY._replace(epsilon=1.0)
+  scan = _scan(range(1, 41), number=7)
+  nobody = np.zeros(40, bool)
+
+  def draw(key, scan):
+    return k_arm.choose(key, scan, nobody, bandit, 5)[0].tolist()
+
+  other = _scan(range(40, 0, -1), number=7)
+  assert draw(KEY, scan) == draw(KEY, other)
+  assert draw(KEY, scan) != draw(KEY, _scan(range(1, 41), number=8))
+  assert draw(KEY, scan) != draw(jax.random.key(4), scan)
+  assert len(set(draw(KEY, scan))) == 5
+
+
+def test_ends_when_the_smallest_outside_of_the_sample_are_done():
+  reference = np.array([True, False, False, False])
+
+  def ended(frozen, bandit=GREEDY, free=0):
+    scan = _scan([1, 5, 2, 3], frozen=[bool(x) for x in frozen])
+    scan = scan._replace(free=np.int32(free))
+    return k_arm.finished(scan, reference, bandit)
+
+  assert ended([1, 0, 1, 1])
+  assert not ended([0, 0, 1, 1])  # the sample is not
+  assert not ended([1, 1, 1, 0])
+  assert not ended([1, 0, 0, 0], GREEDY._replace(rounds=5), 4)
+  assert ended([1, 0, 0, 0], GREEDY._replace(rounds=5), 5)
+  assert not ended([1, 0, 1, 1], GREEDY._replace(warmup=10))
+
+
+def test_reference_is_a_sample_of_its_size():
+  drawn = k_arm.draw_reference(KEY, 100, 30)
+  assert drawn.shape == (100,) and drawn.sum() == 30
+  assert (drawn != k_arm.draw_reference(jax.random.key(4), 100, 30)).any()
+  assert k_arm.draw_reference(KEY, 20, 30).all()
+
+
+@functools.cache
+def _network():
+  model = models.get("cnn", image_shape=SHAPE, num_classes=NUM, width=4)
+  weights = Weights(*jax.jit(model.init)(KEY))
+  images = jax.random.randint(KEY, (12, *SHAPE), 0, 256).astype(jnp.uint8)
+  return model, weights, images
+
+
+@functools.cache
+def _call(devices):
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  return k_arm.make_call(_network()[0], SETTINGS, mesh, stretch=STRETCH)
+
+
+def _advance(scan, reference, bandit, width=1, stop=10**6):
+  """Goes on to the end, or for `stop` rounds."""
+  _, weights, images = _network()
+  call = functools.partial(_call(width), weights, KEY, images)
+  while not k_arm.finished(scan, reference, bandit) and stop:
+    arms, free = k_arm.choose(KEY, scan, reference, bandit, width)
+    scan = k_arm.play(call, arms, free, width, scan)
+    stop -= 1
+  return scan
+
+
+def _start():
+  return k_arm.start(KEY, NUM, SHAPE)
+
+
+def _same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole():
+  """Neural Cleanse of all classes at once, to the end."""
+  model, weights, images = _network()
+  call = neural_cleanse.make_call(
+    model,
+    SETTINGS,
+    sharding.make_mesh(jax.devices()[:1]),
+    class_batch=1,
+    stretch=SETTINGS.steps,
+  )
+  state = jax.tree.map(jnp.asarray, _start().state)
+  targets = jnp.arange(NUM, dtype=jnp.int32)
+  return jax.device_get(call(weights, KEY, images, targets, state))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_an_arm_does_what_neural_cleanse_does(whole, width):
+  """Whatever the order in which arms had their rounds."""
+  bandit = GREEDY._replace(epsilon=0.5, settled=NUM)
+  nobody = np.zeros(NUM, bool)
+  scan = _advance(_start(), nobody, bandit, width)
+  assert scan.state.frozen.all() and np.isfinite(whole.best_norm).any()
+  np.testing.assert_array_equal(scan.state.steps, whole.steps)
+  np.testing.assert_allclose(scan.state.best_norm, whole.best_norm, rtol=1e-3)
+  np.testing.assert_array_equal(scan.rounds, -(-scan.state.steps // STRETCH))
+  assert (scan.first >= scan.state.best_norm).all()
+  assert (scan.number, scan.free < scan.number) == (
+    -(-scan.rounds.sum() // width) if width == 1 else scan.number,
+    True,
+  )
+
+
+def test_a_round_costs_its_arms_alone():
+  nobody = np.zeros(NUM, bool)
+  before = _start()
+  fresh = k_arm.writable(before.state)
+  after = _advance(before, nobody, GREEDY, stop=2)
+  assert after.state.steps.tolist() == [STRETCH, STRETCH, 0, 0, 0]
+  assert after.rounds.tolist() == [1, 1, 0, 0, 0]
+  _same(*[jax.tree.map(lambda x: x[2:], s) for s in (fresh, after.state)])
+
+
+def test_gone_on_with_equals_unbroken():
+  reference = k_arm.draw_reference(KEY, NUM, 2)
+  bandit = GREEDY._replace(epsilon=0.5)
+  unbroken = _advance(_start(), reference, bandit)
+  half = _advance(_start(), reference, bandit, stop=int(unbroken.number) - 2)
+  assert half.free > 0
+  kept = k_arm.writable(jax.tree.map(jnp.asarray, half))
+  _same(_advance(kept, reference, bandit), unbroken)
+
+
+def test_saves_steps():
+  reference = k_arm.draw_reference(KEY, NUM, 2)
+  scan = _advance(_start(), reference, GREEDY._replace(settled=1))
+  assert scan.state.frozen[reference].all()
+  assert not scan.state.frozen.all()
+
+
+@pytest.mark.parametrize("stretch", [0, -1])
+def test_says_what_is_wrong(stretch):
+  with pytest.raises(UserError, match="stretch"):
+    k_arm.make_call(
+      _network()[0], SETTINGS, sharding.make_mesh(), stretch=stretch
+    )
+
+
+def test_index_against_the_sample_by_hand():
+  norms = np.array([100.0, 120.0, 80.0, 140.0, 30.0, 500.0])
+  reference = np.array([True] * 4 + [False] * 2)
+  settled = np.array([True] * 5 + [False])
+  got = among_many.anomaly_index(norms, settled, reference)
+  # The fifth against 80, 100, 120, 140: median 110, distances 30, 10, 10, 30.
+  assert got[4] == pytest.approx((110 - 30) / (1.4826 * 20))
+  # The first against the others of the sample: 80, 120, 140; 40, 0, 20.
+  assert got[0] == pytest.approx((120 - 100) / (1.4826 * 20))
+  assert np.isnan(got[5])
+
+
+def test_index_of_all_classes_is_neural_cleanses():
+  norms = np.array([50.0, 100.0, 110.0, 130.0, 90.0])
+  everyone = np.ones(5, bool)
+  got = among_many.anomaly_index(norms, everyone, everyone)
+  np.testing.assert_allclose(
+    np.abs(got), anomaly.anomaly_index(norms, everyone)
+  )
+  assert (got > 0).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+  ("norms", "words"),
+  [([9, 9, 9, 9, 1], "is 0"), ([9, INF, INF, 8, 1], "takes")],
+)
+def test_index_that_is_not_defined(norms, words):
+  reference = np.array([True] * 4 + [False])
+  with pytest.raises(UserError, match=words):
+    among_many.anomaly_index(np.array(norms), np.isfinite(norms), reference)
+
+
+def test_chance_is_what_plain_simulation_gives():
+  generator = np.random.default_rng(1)
+  everyone = np.ones(12, bool)
+  for sample in (12, 6):
+    reference = np.arange(12) < sample
+    plain = [
+      among_many.anomaly_index(norms, everyone, reference).max()
+      for norms in generator.standard_normal((1500, 12))
+    ]
+    got = among_many.chance(12, sample)
+    assert (np.diff(got) >= 0).all()
+    for share in (0.25, 0.5, 0.75):
+      wanted = np.quantile(plain, share)
+      assert np.quantile(got, share) == pytest.approx(wanted, rel=0.12)
+
+
+def test_chance_grows_with_classes_and_shrinks_with_the_sample():
+  def limit(num, sample):
+    return np.quantile(among_many.chance(num, sample), 0.95)
+
+  assert limit(1283, 32) > limit(1283, 128) > limit(100, 100) > 3
+
+
+def test_p_value_by_hand():
+  null = np.array([1.0, 2.0, 3.0, 4.0])
+  for index, wanted in ((0.5, 1.0), (3.0, 0.6), (3.5, 0.4), (9.0, 0.2)):
+    assert among_many.p_value(index, null) == pytest.approx(wanted)

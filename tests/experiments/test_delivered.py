@@ -1,0 +1,123 @@
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from bdjax import models
+from bdjax.errors import UserError
+from bdjax.models import importers
+from experiments.defending.delivered import Images, open_network, read_images
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
+
+
+def _images(labels=None, pixels=PIXELS):
+  names = tuple(map(str, range(len(pixels))))
+  return Images(names, pixels, labels)
+
+
+def _predict(model, weights, pixels):
+  x = pixels.astype(np.float32) / np.float32(255)
+  return np.asarray(model.apply(*weights, x, False)[0].argmax(-1), np.int32)
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+  """A small network, and its file in PyTorch's names."""
+  model = models.get("resnet18", image_shape=(8, 8, 3), num_classes=7, width=4)
+  weights = models.Weights(*model.init(jax.random.key(0)))
+  # A bias that decides where the image is dark, and not where it is bright.
+  weights.params["logits"]["bias"] += np.arange(7, dtype=np.float32)
+  path = tmp_path_factory.mktemp("weights") / "theirs.safetensors"
+  importers.export_safetensors(path, *weights, layout="torchvision")
+  return model, weights, path
+
+
+def test_kind_classes_and_width_are_those_of_the_file(resnet):
+  model, weights, path = resnet
+  network = open_network(path, _images())
+  assert (network.name, network.num_classes) == ("resnet18", 7)
+  assert (network.white, network.accuracy) == (1.0, None)
+  jax.tree.map(np.testing.assert_array_equal, network.weights, weights)
+  np.testing.assert_array_equal(
+    _predict(network.model, network.weights, PIXELS),
+    _predict(model, weights, PIXELS),
+  )
+
+
+def test_the_scale_is_the_one_that_fits_the_labels(resnet):
+  _, weights, path = resnet
+  for white in (1.0, 255.0):
+    scaled = models.get(
+      "resnet18",
+      image_shape=(8, 8, 3),
+      num_classes=7,
+      width=4,
+      std=(1 / white,) * 3,
+    )
+    labels = _predict(scaled, weights, PIXELS)
+    network = open_network(path, _images(labels))
+    assert network.white == white
+    assert network.accuracy[white] == 1.0
+    assert network.accuracy[256.0 - white] < 1.0
+
+
+def test_a_mean_and_std_are_subtracted_and_divided_by(resnet):
+  model, weights, path = resnet
+  network = open_network(path, _images(), mean=(0.1,) * 3, std=(0.5,) * 3)
+  x = PIXELS.astype(np.float32) / np.float32(255)
+  got, _ = network.model.apply(*network.weights, x, False)
+  wanted, _ = model.apply(*weights, (x - 0.1) / 0.5, False)
+  np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("labels", "options", "words"),
+  [
+    ([7] * 12, {}, "7 classes, and an image has the label 7"),
+    (None, {"model": "cnn"}, "missing"),
+    (None, {"model": "deepid"}, "no weights of deepid"),
+    (None, {"white": 3.0}, "take 1 or 255"),
+    (None, {"white": 255.0, "mean": (0.5,) * 3}, "pixels in 0..1"),
+  ],
+)
+def test_what_does_not_fit(resnet, labels, options, words):
+  labels = None if labels is None else np.array(labels, np.int32)
+  with pytest.raises(UserError, match=words):
+    open_network(resnet[2], _images(labels), **options)
+
+
+def test_layers_that_no_network_has(tmp_path):
+  model = models.get("cnn", image_shape=(8, 8, 1), num_classes=3, width=4)
+  path = tmp_path / "cnn.safetensors"
+  weights = models.Weights(*model.init(jax.random.key(0)))
+  importers.export_safetensors(path, *weights)
+  images = _images(pixels=PIXELS[..., :1])
+  with pytest.raises(UserError, match="give --model"):
+    open_network(path, images)
+  assert open_network(path, images, model="cnn").num_classes == 3
+
+
+def test_images_come_from_folders_and_arrays(tmp_path):
+  folder = tmp_path / "faces"
+  folder.mkdir()
+  for number in range(3):
+    name = f"{number}_label_{number + 4}.png"
+    Image.fromarray(PIXELS[number]).save(folder / name)
+  found = read_images(folder)
+  np.testing.assert_array_equal(found.images, PIXELS[:3])
+  assert found.labels.tolist() == [4, 5, 6]
+  np.savez(tmp_path / "all.npz", images=PIXELS, labels=np.arange(12))
+  found = read_images(tmp_path / "all.npz")
+  np.testing.assert_array_equal(found.images, PIXELS)
+  assert found.labels.tolist() == list(range(12))
+  np.savez(tmp_path / "bare.npz", images=PIXELS)
+  assert read_images(tmp_path / "bare.npz").labels is None
+  with pytest.raises(UserError, match=r"not \[9, 9, 3\]"):
+    read_images(tmp_path / "bare.npz", (9, 9, 3))
+  np.savez(tmp_path / "odd.npz", images=PIXELS, labels=np.arange(11))
+  with pytest.raises(UserError, match="12 images but 11 labels"):
+    read_images(tmp_path / "odd.npz")
+  np.savez(tmp_path / "none.npz", pictures=PIXELS)
+  with pytest.raises(UserError, match="no images among its keys"):
+    read_images(tmp_path / "none.npz")
