@@ -26,8 +26,10 @@ from experiments.common.cli import say, serve
 from experiments.common.rundir import open_run, read_json, write_json
 from experiments.common.runner import Report, quiet
 from experiments.defending import config as defending_config
-from experiments.defending import flag, scanning, verdicts
-from experiments.defending.scanned import Case, open_case
+from experiments.defending import flag
+from experiments.scanning import search as scanning
+from experiments.scanning import verdicts
+from experiments.scanning.case import Case, open_case
 
 
 @dataclasses.dataclass(frozen=True)

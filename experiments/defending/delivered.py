@@ -117,6 +117,15 @@ def open_network(
     raise UserError(f"white is {white:g}: take 1 or 255")
   if white == 255 and (mean or std):
     raise UserError("a mean and std are of pixels in 0..1: take them, or 255")
+  channels = images.images.shape[3]
+  for values in (mean, std):
+    if values is not None and len(values) != channels:
+      raise UserError(
+        f"a mean or std of {len(values)} numbers for {channels} channels: give "
+        "one a channel"
+      )
+  if std is not None and min(std) <= 0:
+    raise UserError(f"a std of {min(std):g}: give positive numbers")
 
   def make(value):
     scaled = (1 / value,) * images.images.shape[3]

@@ -22,8 +22,9 @@ from bdjax.models import Weights, importers
 from experiments import scan
 from experiments.common import run as train
 from experiments.common.config import Config as Trained
-from experiments.defending import scanning, verdicts
-from experiments.defending.verdicts import judge, verdict, words
+from experiments.scanning import search as scanning
+from experiments.scanning import verdicts
+from experiments.scanning.verdicts import judge, verdict, words
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (8, 8, 1)

@@ -15,7 +15,7 @@ from bdjax.checkpoints import Checkpoints
 from bdjax.defenses import k_arm, neural_cleanse
 from experiments.common.runner import Report
 from experiments.defending import pieces
-from experiments.defending.scanned import Case
+from experiments.scanning.case import Case
 
 _SHIFT = 3  # pixels
 _ENOUGH = 1000  # images to search with

@@ -1,7 +1,6 @@
 """What a scan is of: a network from a file, or a run."""
 
 import pathlib
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -140,8 +139,10 @@ def _case(name, names, source, model, weights, images, labels, place, **more):
     (0.0,) * shape[0],
     (1.0,) * shape[0],
   )
-  checksum = 0
-  for leaf in jax.tree.leaves(jax.device_get(weights)):
-    checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
-  network = {"name": name, "weights_crc32": checksum, "images": sha256, **more}
+  network = {
+    "name": name,
+    "weights_crc32": subject.checksum(weights),
+    "images": sha256,
+    **more,
+  }
   return Case(info, model, weights, images, labels, network, place)
