@@ -236,19 +236,16 @@ def _defend(
 
 def _draw_page(directory: pathlib.Path) -> None:
   """What the defences drew, on one page."""
-  names = {
-    "pruning": "pruning",
-    "fine_pruning": "rounds",
-    "fine_pruning-value": "rounds",
-    "strip": "entropies",
+  drawn = {
+    "pruning": "pruning/figures/pruning.png",
+    "fine-pruning, by activation": "fine_pruning/figures/rounds.png",
+    "fine-pruning, by value": "fine_pruning-value/figures/rounds.png",
+    "STRIP": "strip/figures/entropies.png",
   }
   (directory / "figures").mkdir(exist_ok=True)
   plots.page(
     directory / "figures" / "page.png",
-    {
-      stage: directory / "defenses" / stage / "figures" / f"{name}.png"
-      for stage, name in names.items()
-    },
+    {title: directory / "defenses" / path for title, path in drawn.items()},
   )
 
 

@@ -59,6 +59,11 @@ def rows_of(runs: list[pathlib.Path]) -> list[list[str]]:
   return table
 
 
+def _is_run(path: pathlib.Path) -> bool:
+  """Whether results are of a training, and not of a scan or the like."""
+  return "experiment" in (read_json(path) or {}).get("config", {})
+
+
 def _measured(path: pathlib.Path) -> dict[str, Any]:
   return (read_json(path) or {}).get("measured", {})
 
@@ -92,7 +97,7 @@ def main(argv):
   runs = sorted(
     path.parent
     for path in root.glob("*/results.json")
-    if path.parent.name.endswith(flags.FLAGS.suffix)
+    if path.parent.name.endswith(flags.FLAGS.suffix) and _is_run(path)
   )
   if not runs:
     raise UserError(f"no finished run in {root} ends in {flags.FLAGS.suffix!r}")
