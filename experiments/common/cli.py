@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from bdjax import compiler
@@ -66,7 +67,7 @@ def serve(
     chosen = {field.name: flags.FLAGS[field.name].value for field in fields}
     if positional is not None:
       chosen[positional] = argv[1:]
-    sys.exit(_guarded(lambda: start(**chosen), chosen.get("overwrite")))
+    sys.exit(guarded(lambda: start(**chosen), chosen.get("overwrite")))
 
   app.run(begin)
 
@@ -76,13 +77,21 @@ def say(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _guarded(start: Callable[[], Any], overwrite: bool) -> int:
-  """Runs, and turns what can go wrong into one line and an exit status."""
+def guarded(start: Callable[[], Any], overwrite: bool = False) -> int:
+  """Runs, and turns what can go wrong into one line and an exit status.
+
+  Args:
+    start: what is run.
+    overwrite: whether it was told to start over.
+
+  Returns:
+    0, 2 after a UserError or for lack of device memory, 128 + N after signal N.
+  """
   logging.set_verbosity(logging.ERROR)
   compiler.enable_cache()
-  again = "the same command goes on from there"
+  again = "the same command goes on from what is saved"
   if overwrite:
-    again = "the same command without --overwrite goes on from there"
+    again = "the same command without --overwrite goes on from what is saved"
   try:
     with _stop_signals():
       start()
@@ -92,6 +101,15 @@ def _guarded(start: Callable[[], Any], overwrite: bool) -> int:
   except Stopped as stop:
     say(f"{stop}; {again}")
     return 128 + stop.signum
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    # Training has a line of its own, with the batch to try.
+    say(
+      "error: the device has no memory left: take fewer at a time "
+      "(--class_batch, --batch_size, --overlays) or a smaller --width"
+    )
+    return 2
   return 0
 
 

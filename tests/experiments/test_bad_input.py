@@ -1,5 +1,6 @@
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from bdjax import data
 from bdjax.checkpoints import Checkpoints
 from bdjax.errors import UserError
-from experiments.common import run, runner
+from experiments.common import cli, run, runner
 from experiments.common.defaults import resolve
 from experiments.common.program import build
 
@@ -149,6 +150,32 @@ def test_other_device_errors_keep_their_traceback(tiny, monkeypatch):
   monkeypatch.setattr(runner, "train", broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     run(tiny("clean"))
+
+
+@pytest.fixture
+def handlers():
+  """Puts signal handlers back, which a command line takes for itself."""
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.getsignal(number) for number in numbers]
+  yield
+  for number, handler in zip(numbers, before, strict=True):
+    signal.signal(number, handler)
+
+
+def test_a_command_without_memory_says_so_in_one_line(handlers, capsys):
+  def full():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  assert cli.guarded(full) == 2
+  err = capsys.readouterr().err
+  assert err.startswith("error: the device has no memory left")
+  assert err.count("\n") == 1
+
+  def broken():
+    raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    cli.guarded(broken)
 
 
 def test_no_test_image_to_attack(tiny, tmp_path):

@@ -120,7 +120,7 @@ def test_stopped_and_resumed_equals_unbroken(start, unbroken, tmp_path, number):
     assert status == -signal.SIGKILL
   else:
     assert status == 128 + number
-    assert "the same command goes on from there" in err
+    assert "the same command goes on from what is saved" in err
     assert err.count("\n") == 1
   assert not (runs / "ban-digits" / "results.json").exists()
   status, _, err = _finish(start(runs))
@@ -143,7 +143,7 @@ def test_a_signal_in_the_last_call_or_after_it_ends_a_group(
   process.send_signal(number)
   status, _, err = _finish(process)
   assert status == 128 + number, err
-  assert "goes on from there" in err
+  assert "goes on from what is saved" in err
   assert not (runs / "ban-digits-seeds" / "results.json").exists()
 
 
