@@ -3,8 +3,10 @@
 python -m experiments.goodnet --run=runs/badnets-mnist
 """
 
+import numpy as np
+
 from bdjax.defenses import pruning
-from bdjax.defenses.goodnet import predict_goodnet
+from bdjax.defenses.goodnet import goodnet
 from experiments import defending
 from experiments.defending import Findings, share_of
 from experiments.pruning import Config, Found, prune
@@ -28,24 +30,26 @@ def examine(
   """Accuracy and ASR with "backdoored" as an answer, and coverage."""
   del config, space
   num = len(defender.class_names)
-  model = pruning.masked(defender.model)
-  function = predict_goodnet(defender.model, model, num)
+  # One pass for all: the whole network's answers first, then each copy's.
+  function = pruning.predict_prefixes(defender.model, found.layer)
+  masks = found.curve.masks[np.array([0, *found.stops.values()])]
+  args = (defender.weights, masks)
+  clean = exam.clean(function, args)
+  triggered = exam.triggered(function, args) if exam.has_attack else None
   measured = {}
-  for text, count in found.stops.items():
-    mask = {found.layer: found.curve.masks[count]}
-    args = (defender.weights, pruning.prune(defender.weights, mask))
-    answers = exam.clean(function, args)
+  for copy, text in enumerate(found.stops, 1):
+    answers = np.asarray(goodnet(clean[:, 0], clean[:, copy], num))
     measured[f"clean_accuracy_at_{text}"] = share_of(answers == exam.labels)
     measured[f"clean_coverage_at_{text}"] = share_of(answers < num)
-    if exam.has_attack:
-      triggered = exam.triggered(function, args)
-      hits = triggered.outputs == triggered.targets
+    if triggered is not None:
+      both = triggered.outputs[:, 0], triggered.outputs[:, copy]
+      answers = np.asarray(goodnet(*both, num))
+      hits = answers == triggered.targets
       measured |= exam.shares(f"attack_success_rate_at_{text}", hits)
       if exam.knows_labels:
-        right = triggered.outputs == triggered.labels
+        right = answers == triggered.labels
         measured[f"robust_accuracy_at_{text}"] = share_of(right)
-      answered = triggered.outputs < num
-      measured |= exam.shares(f"triggered_coverage_at_{text}", answered)
+      measured |= exam.shares(f"triggered_coverage_at_{text}", answers < num)
   return Findings(measured, {"layer": found.layer, "channels": found.stops})
 
 
