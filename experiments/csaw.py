@@ -128,7 +128,7 @@ class Config:
     "the better accuracy on the validation set).",
   )
   eval_images: int = flag(
-    2000, "Where STRIP takes part, images of each test set to score on.", low=2
+    2000, "Where STRIP takes part, clean and triggered images each.", low=2
   )
   seed: int = flag(0, "Of what the defences draw.", low=0)
   output: str | None = flag(
