@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from bdjax import compiler
+from bdjax.data import folders
 from bdjax.defenses.goodnet import predict_goodnet
 from bdjax.errors import UserError
 from bdjax.models import Model, Weights
@@ -26,12 +27,7 @@ from experiments.common.rundir import read_json
 from experiments.common.runner import quiet
 from experiments.defending import flag
 from experiments.defending.challenge import network_name
-from experiments.defending.delivered import (
-  Images,
-  Network,
-  open_network,
-  read_images,
-)
+from experiments.defending.delivered import Images, Network, open_network
 from experiments.defending.subject import checksum, restore
 
 
@@ -45,8 +41,13 @@ class Config:
     "What experiments.csaw left of it (default: runs/csaw-NETWORK, by the name "
     "of the weights).",
   )
-  drop: str = flag(
-    "0.02", "Which of the run's pruned networks: the fall of its accuracy."
+  drop: str | None = flag(
+    None,
+    "Which of the run's pruned networks: the fall of its accuracy (default: "
+    "0.02).",
+  )
+  model: str | None = flag(
+    None, "The kind of network (default: what the file's layers tell)."
   )
   repaired: str | None = flag(
     None,
@@ -79,13 +80,15 @@ def run(config: Config, images: list[str]) -> list[dict[str, Any]]:
     raise UserError(f"--format={config.format} is unknown: take text or json")
   pictures = _read(images)
   if config.repaired:
-    if config.run:
-      raise UserError("take --run or --repaired: one of them")
-    white = config.pixels or 1
+    if config.run or config.drop:
+      raise UserError("--run and --drop go without --repaired: leave them out")
+    white = 1 if config.pixels is None else config.pixels
     repaired = pathlib.Path(config.repaired).expanduser()
   else:
     white, repaired = _from_run(config)
-  network = open_network(config.weights, pictures, white=white)
+  network = open_network(
+    config.weights, pictures, model=config.model, white=white
+  )
   if not config.repaired:
     _check_same(network, repaired)
   model, weights = _open_repaired(repaired, network, pictures)
@@ -113,10 +116,10 @@ def run(config: Config, images: list[str]) -> list[dict[str, Any]]:
 
 
 def _read(paths: list[str]) -> Images:
-  """The pictures, of one shape, without the labels in their names."""
-  first = read_images(paths[0]).images
-  others = [read_images(path, first.shape[1:]).images for path in paths[1:]]
-  return Images(tuple(paths), np.concatenate([first, *others]), None)
+  """The pictures, one a path, all of the first one's shape."""
+  first = folders.read_image(paths[0])
+  others = [folders.read_image(path, first.shape) for path in paths[1:]]
+  return Images(tuple(paths), np.stack([first, *others]), None)
 
 
 def _labels(model: Model, which: int):
@@ -140,13 +143,14 @@ def _from_run(config: Config) -> tuple[float, pathlib.Path]:
       "or --repaired"
     )
   folder = place / "defenses" / "pruning" / "checkpoints"
-  path = folder / f"drop-{config.drop}"
+  drop = config.drop or "0.02"
+  path = folder / f"drop-{drop}"
   if not path.is_dir():
     there = ", ".join(
       sorted(p.name.removeprefix("drop-") for p in folder.glob("drop-*"))
     )
     raise UserError(
-      f"--drop={config.drop}: {place} has {there or 'no pruned network'}"
+      f"--drop={drop}: {place} has {there or 'no pruned network'}"
     )
   return stored["white"], path
 

@@ -132,6 +132,9 @@ def run(
   place = case.place
   if config.output:
     place = pathlib.Path(config.output).expanduser()
+  # Which arms are drawn depends on how many a round takes.
+  width = scanning.width(config, case.info.num_classes)
+  config = dataclasses.replace(config, class_batch=width)
   identity = defending_config.identity(config) | case.network
   with open_run(
     place, identity, overwrite=config.overwrite, elsewhere="--output"
@@ -186,10 +189,15 @@ def _scan(
       "suspect": judged.labels("suspect"),
       "steps": steps,
       "steps_of_all": whole,
-      "steps_saved": 0.0 if reference.all() else 1 - steps / whole,
+      "steps_saved": 0.0 if reference.all() else max(0.0, 1 - steps / whole),
     },
     "words": verdicts.words(
-      judged, num, int(reference.sum()), len(pictures.rows), config.threshold
+      judged,
+      num,
+      int(reference.sum()),
+      len(pictures.rows),
+      config.threshold,
+      case.accuracy,
     ),
     "details": {
       "classes": judged.rows,
@@ -212,7 +220,8 @@ def _scan(
 
 def _keep(case, found, scan, reference, judged, space):
   """Triggers of the settled classes, and the figures."""
-  rows = [r["class"] for r in judged.rows if r["verdict"] != "unsettled"]
+  ended = scan.state.frozen & found.reached
+  rows = [r["class"] for r in judged.rows if ended[r["class"]]]
   space.save_arrays(
     "triggers",
     classes=np.array(rows, np.int32),
@@ -233,14 +242,13 @@ def _keep(case, found, scan, reference, judged, space):
     [case.info.class_names[k] for k in smallest],
     [place for place, k in enumerate(smallest) if k in flagged],
   )
-  done = scan.state.frozen & found.reached
   plots.scanned_norms(
     space.figure("norms"),
     np.where(found.reached, found.norms, np.inf),
     {
-      "reference sample": reference & done,
-      "chosen by the bandit": ~reference & done,
-      "left unfinished": ~done,
+      "reference sample": reference & ended,
+      "chosen by the bandit": ~reference & ended,
+      "left unfinished": ~ended,
     },
     flagged,
   )

@@ -89,14 +89,12 @@ def examine(
     if exam.knows_labels:
       right_too = share_of(triggered.outputs == triggered.labels)
       measured["robust_accuracy"] = right_too
-    measured |= exam.shares("far", ~refused)
-    measured |= {
-      "triggered_accuracy": share_of(good),
       # Right is the true class, and for triggered inputs also K + 1.
-      "mixed_accuracy": metrics.proportion(
+      measured["triggered_accuracy"] = share_of(good)
+      measured["mixed_accuracy"] = metrics.proportion(
         float(np.concatenate([right, good]).mean()), len(right)
-      ),
-    }
+      )
+    measured |= exam.shares("far", ~refused)
   details = {"threshold": limit, "networks": found.repaired.details[-1]}
   return Findings(measured, details)
 

@@ -12,6 +12,7 @@ from scipy import stats
 from bdjax.defenses import anomaly
 from bdjax.errors import UserError
 
+DRAWS = 5000  # simulated networks; no p-value is below 1 / (1 + DRAWS)
 _MAD_TO_SD = 1.4826  # of a normal distribution
 
 
@@ -41,6 +42,7 @@ def anomaly_index(
     index = anomaly.anomaly_index(norms, settled)
     return np.where(norms < np.median(norms[settled]), index, -index)
   index = np.full(len(norms), np.nan)
+  _spread(norms[settled & reference])  # also where no arm would be asked for
   for arm in np.flatnonzero(settled):
     sample = settled & reference
     sample[arm] = False
@@ -69,7 +71,7 @@ def _spread(norms):
 
 
 def chance(
-  num: int, sample: int, draws: int = 5000, seed: int = 0
+  num: int, sample: int, draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
   """The largest index in networks whose norms are all of one normal law.
 

@@ -10,6 +10,7 @@ from bdjax import data, sharding
 from bdjax.data import csaw
 from bdjax.data.arrays import digests
 from bdjax.errors import UserError
+from bdjax.models import importers
 from experiments.common import config as attack_config
 from experiments.common.runner import Report
 from experiments.defending.delivered import Images, open_network
@@ -84,6 +85,7 @@ def load(
   Raises:
     UserError: a file is missing, or is not what it should be.
   """
+  importers.read(weights)  # what is wrong with it, before gigabytes are read
   sets = csaw.NETWORKS[name]
   paths = csaw.find(data_dir, sets.needed)
   read = {}

@@ -111,6 +111,10 @@ def open_network(
   """
   found = importers.read(path)
   shapes = {k: np.shape(v) for k, v in importers.named(found.params).items()}
+  if model not in (None, *models.MODELS):
+    raise UserError(
+      f"unknown model {model!r}; take one of {', '.join(models.MODELS)}"
+    )
   kind = model or _kind(shapes, path)
   settings = _settings(kind, shapes, path)
   if white not in (None, *WHITES):
@@ -124,6 +128,8 @@ def open_network(
         f"a mean or std of {len(values)} numbers for {channels} channels: give "
         "one a channel"
       )
+    if values is not None and not np.isfinite(values).all():
+      raise UserError("a mean or std is not finite: give numbers")
   if std is not None and min(std) <= 0:
     raise UserError(f"a std of {min(std):g}: give positive numbers")
 

@@ -34,7 +34,8 @@ class Exam:
 
   Every test image is triggered once, towards a target drawn from those that
   it may have, and with a trigger drawn anew. Where triggered images are
-  given instead, they are taken as they are.
+  given instead, they are taken as they are, all of them: their true labels
+  are not known, so none can be left out for being the target already.
   """
 
   def __init__(

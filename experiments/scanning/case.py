@@ -26,6 +26,8 @@ class Case(NamedTuple):
     labels: int32 [N], the true ones; None where they are not known.
     network: what is known of it, JSON-ready.
     place: where results go by default.
+    accuracy: on the images, by what white is taken for; None where that was
+      not tried.
   """
 
   info: data.Info
@@ -35,6 +37,7 @@ class Case(NamedTuple):
   labels: np.ndarray | None
   network: dict[str, Any]
   place: pathlib.Path
+  accuracy: dict[float, float] | None = None
 
 
 def open_case(config: Any, report: Report) -> Case:
@@ -57,6 +60,9 @@ def open_case(config: Any, report: Report) -> Case:
 
 
 def _open_file(config: Any, report: Report) -> Case:
+  for name in ("dataset", "data_dir"):
+    if getattr(config, name) is not None:
+      raise UserError(f"--{name} goes with --run: leave it out with --weights")
   if config.images is None:
     raise UserError("--images is missing: clean images of the network's kind")
   images = delivered.read_images(config.images)
@@ -75,7 +81,7 @@ def _open_file(config: Any, report: Report) -> Case:
     report(f"white is {network.white:g}: clean accuracy {shares}")
   stem = pathlib.Path(config.weights).stem
   names = tuple(map(str, range(network.num_classes)))
-  return _case(
+  case = _case(
     stem,
     names,
     "file",
@@ -86,6 +92,7 @@ def _open_file(config: Any, report: Report) -> Case:
     pathlib.Path("runs") / f"scan-{stem}",
     white=network.white,
   )
+  return case._replace(accuracy=network.accuracy)
 
 
 def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:

@@ -74,6 +74,19 @@ def settings(kind: type, config: Any) -> Any:
   return kind(**{name: getattr(config, name) for name in names})
 
 
+def width(config: Any, num_classes: int) -> int:
+  """Classes a round: a multiple of the devices.
+
+  Args:
+    config: `experiments.scan.Config`.
+    num_classes: K; not many more are taken.
+  """
+  devices = sharding.make_mesh().size
+  each = 1 if jax.default_backend() == "cpu" else 32
+  wanted = min(config.class_batch or each * devices, num_classes)
+  return -(-wanted // devices) * devices
+
+
 def search(
   config: Any,
   case: Case,
@@ -86,7 +99,7 @@ def search(
   """Goes on from the last round that was saved, to the end.
 
   Args:
-    config: `experiments.scan.Config`.
+    config: `experiments.scan.Config`, with `class_batch` from `width`.
     case: what is scanned.
     images: uint8 [M,H,W,C], to search with.
     reference: bool [K], the sample.
@@ -99,9 +112,7 @@ def search(
   """
   start_key, key = keys
   mesh = sharding.make_mesh()
-  each = 1 if jax.default_backend() == "cpu" else 32
-  wanted = min(config.class_batch or each * mesh.size, len(reference))
-  width = -(-wanted // mesh.size) * mesh.size
+  width = config.class_batch
   call = k_arm.make_call(
     case.model,
     settings(neural_cleanse.Settings, config),

@@ -26,13 +26,20 @@ class Judged(NamedTuple):
 
   Attributes:
     rows: a dict a class, JSON-ready.
-    threshold: of the logarithmic index, for a p-value of `LEVEL`.
+    threshold: of the logarithmic index, for a p-value of `LEVEL`; None where
+      there are no indices.
     trouble: why there are no indices; None where there are.
+    sample: classes that they are compared with.
+    left: classes that were not searched to the end.
+    failed: classes that were, and no mask reached the success rate.
   """
 
   rows: list[dict[str, Any]]
-  threshold: float
+  threshold: float | None
   trouble: str | None
+  sample: int
+  left: int
+  failed: int
 
   def labels(self, verdict: str) -> list[int]:
     """The classes of a verdict."""
@@ -62,8 +69,13 @@ def judge(
   """
   settled = frozen & found.reached
   norms = np.where(found.reached, found.norms, np.inf).astype(np.float64)
-  null = among_many.chance(len(norms), int(reference.sum()))
+  # Arms that had the time and no mask took no part in the comparison.
+  failed = frozen & ~found.reached
+  sample = int((settled & reference).sum())
   index, log_index, trouble = _indices(norms, settled, reference)
+  null = None
+  if not trouble:
+    null = among_many.chance(len(norms) - (failed & reference).sum(), sample)
   order = np.argsort(norms, kind="stable")
   ended = order[settled[order]].tolist()
   shown = set(ended) | {k for k in order[:SHOWN] if found.reached[k]}
@@ -83,7 +95,10 @@ def judge(
       "steps": int(found.steps[k]),
     }
     rows.append(row | {"verdict": verdict(row, threshold)})
-  return Judged(rows, float(np.quantile(null, 1 - LEVEL)), trouble)
+  threshold = None if trouble else float(np.quantile(null, 1 - LEVEL))
+  return Judged(
+    rows, threshold, trouble, sample, int((~frozen).sum()), int(failed.sum())
+  )
 
 
 def _indices(norms, settled, reference):
@@ -133,7 +148,12 @@ def verdict(row: dict[str, Any], threshold: float) -> str:
 
 
 def words(
-  judged: Judged, num: int, reference: int, held_out: int, threshold: float
+  judged: Judged,
+  num: int,
+  reference: int,
+  held_out: int,
+  threshold: float,
+  accuracy: dict[float, float] | None = None,
 ) -> list[str]:
   """What the verdicts mean, and what they cannot tell: sentences.
 
@@ -143,38 +163,52 @@ def words(
     reference: classes of the sample.
     held_out: images held out.
     threshold: of the anomaly index.
+    accuracy: on the clean images, by what white is taken for, where that was
+      tried.
   """
   if judged.trouble:
-    return [f"No verdict: {judged.trouble}."]
+    return [f"No verdict: {judged.trouble}.", *_scale_doubts(accuracy)]
   guilty, doubtful = judged.labels("backdoored"), judged.labels("suspect")
   by_class = {row["class"]: row for row in judged.rows}
-  usual = np.median([r["norm"] for r in judged.rows if r["reference"]])
-  sample = "all classes" if reference == num else f"{reference} random classes"
+  usual = np.median(
+    [
+      r["norm"]
+      for r in judged.rows
+      if r["reference"] and r["verdict"] != "unsettled"
+    ]
+  )
+  sample = f"{judged.sample} random classes"
+  if reference == num:
+    sample = "all classes"
+    if judged.sample < num:
+      sample = f"the {judged.sample} classes that a mask led to"
   out = []
   for k in guilty:
     row, score = by_class[k], by_class[k]["held_out"]
     out.append(
       f"Class {row['name']} looks backdoored: a mask of {row['norm']:.0f} "
-      f"pixels leads to it, where the median of {sample} is {usual:.0f} (p = "
-      f"{row['p_value']:.2g} for one so small in a clean network), and its "
-      f"trigger works on {score['mean']:.0%} of the held-out images."
+      f"pixels leads to it, where the median of {sample} is {usual:.0f} "
+      f"({_p(row)} for one so small in a clean network), and its trigger works "
+      f"on {_hits(score)} held-out images."
     )
   if not guilty:
     certain = " for certain" if doubtful else ""
     out.append(f"No class looks backdoored{certain}.")
   if doubtful:
-    chance = num * stats.norm.sf(threshold)
-    names = _listed([by_class[k]["name"] for k in doubtful])
-    out.append(
-      f"Suspect: {names}. A clean network of {num} classes has "
-      f"about {chance:.1f} with an index above {threshold:g} by chance alone."
-    )
+    rows = [by_class[k] for k in doubtful]
+    names = _listed([f"{row['name']} ({_p(row)})" for row in rows])
+    out.append(f"Suspect: {names}.")
+    if any(row["p_value"] > LEVEL for row in rows):
+      chance = num * stats.norm.sf(threshold)
+      out.append(
+        f"Of {num} normal draws about {chance:.1f} have an index above "
+        f"{threshold:g} by chance alone."
+      )
   if not guilty and not doubtful:
     out.append(
       f"No mask is much smaller than those of {sample} ({usual:.0f} pixels)."
     )
-  out += _doubts(judged, num, held_out)
-  return out
+  return out + _doubts(judged, num, held_out) + _scale_doubts(accuracy)
 
 
 def _doubts(judged, num, held_out):
@@ -192,13 +226,46 @@ def _doubts(judged, num, held_out):
       f"them may work on no more than {least:.0%} of others. Give more images "
       "to be surer."
     )
-  settled = sum(row["verdict"] != "unsettled" for row in judged.rows)
-  if settled < num:
+  if judged.left:
     out.append(
-      f"{num - settled} of {num} classes were left when others promised more: "
-      "a backdoor whose mask is slow to shrink may be among them."
+      f"{judged.left} of {num} classes were left when others promised more: a "
+      "backdoor whose mask is slow to shrink may be among them."
+    )
+  if judged.failed:
+    out.append(
+      f"{judged.failed} of {num} classes were searched to the end, and no mask "
+      "reached the success rate: of them nothing is said."
     )
   return out
+
+
+def _scale_doubts(accuracy):
+  """Whether the images reach the network as in its training."""
+  if not accuracy:
+    return []
+  best = max(accuracy.values())
+  if len(set(accuracy.values())) == 1:
+    return [
+      f"It is right on {best:.0%} of the clean images whether white is 1 or "
+      "255, so which it was in training is a guess: say it with --pixels."
+    ]
+  if best < 0.5:
+    return [
+      f"It is right on {best:.0%} of the clean images only: are they prepared "
+      "as in its training (--pixels, --mean, --std)?"
+    ]
+  return []
+
+
+def _p(row):
+  """The p-value; a simulation says no more of the smallest than a bound."""
+  floor = 1 / (1 + among_many.DRAWS)
+  sign = "<=" if row["p_value"] <= floor else "="
+  return f"p {sign} {row['p_value']:.2g}"
+
+
+def _hits(score):
+  return f"{round(score['mean'] * score['n'])} of {score['n']}"
 
 
 def print_scan(results: dict[str, Any], directory: pathlib.Path) -> None:
@@ -223,7 +290,7 @@ def print_scan(results: dict[str, Any], directory: pathlib.Path) -> None:
       f"{row['norm']:.1f}",
       _number(row["anomaly_index"]),
       _number(row["log_index"]),
-      _number(row["p_value"], 3),
+      _number(row["p_value"], 4),
       _share(row["held_out"]),
       row["verdict"],
     )
@@ -261,5 +328,5 @@ def _number(value, digits=2):
 def _share(score):
   if score is None:
     return "\N{EN DASH}"
-  hits = round(score["mean"] * score["n"])
-  return f"{hits}/{score['n']} ({100 * score['low']:.0f}-{score['high']:.0%})"
+  hits = _hits(score).replace(" of ", "/")
+  return f"{hits} ({100 * score['low']:.0f}-{score['high']:.0%})"

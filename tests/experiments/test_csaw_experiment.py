@@ -90,9 +90,10 @@ def test_every_defence_has_scored_and_drawn(place, finished):
     "fine_pruning/clean_accuracy_repaired",
     "fine_pruning-value/attack_success_rate_eyebrows_repaired",
     "strip/far_at_0.05_sunglasses",
-    "strip_fine_pruning/mixed_accuracy",
+    "strip_fine_pruning/far_eyebrows",
   ):
     assert name in measured
+  assert "strip_fine_pruning/mixed_accuracy" not in measured
   assert (place / "run" / "figures" / "page.png").stat().st_size > 10_000
   curve = json.loads((place / "run/defenses/pruning/results.json").read_text())[
     "details"
@@ -195,7 +196,10 @@ def test_what_an_eval_needs(place, finished, tmp_path):
     ({"format": "xml"}, paths, "text or json"),
     ({"run": run, "drop": "0.5"}, paths, "has 0.02, 0.04, 0.1"),
     ({"run": run, "pixels": 1}, paths, "goes with --repaired"),
-    ({"run": run, "repaired": weights}, paths, "one of them"),
+    ({"run": run, "repaired": weights}, paths, "leave them out"),
+    ({"repaired": weights, "drop": "0.1"}, paths, "leave them out"),
+    ({"repaired": weights, "pixels": 0}, paths, "take 1 or 255"),
+    ({"repaired": weights}, [str(tmp_path)], "no such file"),
     ({"run": str(tmp_path)}, paths, "no run of experiments.csaw"),
   ):
     with pytest.raises(UserError, match=words):

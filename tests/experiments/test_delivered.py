@@ -80,6 +80,8 @@ def test_a_mean_and_std_are_subtracted_and_divided_by(resnet):
     (None, {"white": 3.0}, "take 1 or 255"),
     (None, {"white": 255.0, "mean": (0.5,) * 3}, "pixels in 0..1"),
     (None, {"mean": (0.5,) * 2}, "2 numbers for 3 channels"),
+    (None, {"mean": (0.5, 0.5, float("nan"))}, "is not finite"),
+    (None, {"model": "foo"}, "unknown model 'foo'; take one of"),
     (None, {"std": (0.5, 0.5, 0.0)}, "give positive numbers"),
   ],
 )

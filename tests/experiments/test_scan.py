@@ -14,7 +14,7 @@ from PIL import Image
 from bdjax import metrics, models, sharding
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import folders
-from bdjax.defenses import anomaly, k_arm
+from bdjax.defenses import among_many, anomaly, k_arm
 from bdjax.defenses.cost_schedule import Settings
 from bdjax.defenses.neural_cleanse import Reversed
 from bdjax.errors import UserError
@@ -71,7 +71,7 @@ def test_a_file(delivered, tmp_path, capsys):
   rows, steps = out["details"]["classes"], out["measured"]["steps"]
   assert [r["norm"] for r in rows] == sorted(r["norm"] for r in rows)
   assert {r["verdict"] for r in rows} <= set(verdicts.VERDICTS)
-  settled = [r for r in rows if r["verdict"] != "unsettled"]
+  settled = [r for r in rows if r["rank"] is not None]
   assert [r["rank"] for r in settled] == list(range(1, len(settled) + 1))
   assert len(out["details"]["reference"]) == 4
   assert NUM * 2 * FAST["round_steps"] <= steps < NUM * FAST["steps"]
@@ -272,21 +272,48 @@ def test_words():
   assert "Class c5 looks backdoored: a mask of 5 pixels" in said
   assert "median of 5 random classes is 120" in said
   assert "Only 2 images" in said and "no more than 34%" in said
-  assert "1 of 9 classes were left" in said  # the one that was not reached
+  assert "1 of 9 classes were searched to the end, and no mask" in said
+  assert "were left" not in said
+  assert "1 of 9 classes were left when" in _said(_judge(NORMS, left=[8]))
   said = _said(_judge([*NORMS[:5], 105]), num=6, held_out=50)
   assert said.startswith("No class looks backdoored. No mask is")
   assert "held out" not in said and "were left" not in said
   said = _said(_judge([*NORMS[:5], 88]), num=6, held_out=50)
-  assert "Suspect: c5. A clean network of 6 classes has about 0.1" in said
+  assert "Suspect: c5 (p = " in said
+  assert "Of 6 normal draws about 0.1 have an index above 2" in said
   said = _said(_judge(NORMS, n=0), held_out=0)
-  assert "backdoored for certain. Suspect: c5, c8." in said
+  assert "backdoored for certain. Suspect: c5 (p" in said
   assert "No image could be held out" in said
 
 
 def test_too_few_to_compare_with_is_no_verdict():
   judged = _judge(NORMS, left=[0, 1, 2, 3])
   assert {r["verdict"] for r in judged.rows} == {"unsettled"}
+  assert _said(judged).startswith("No verdict: 1 classes of the reference")
+
+
+def test_a_sample_that_no_mask_reached_is_no_verdict():
+  judged = _judge([np.nan] * 9)
   assert _said(judged).startswith("No verdict: 0 classes of the reference")
+
+
+def test_arms_that_were_not_reached_tell_nothing_of_chance():
+  """Five of a sample of forty are compared with, so five widen the null."""
+  norms = [*range(100, 150, 10), *([np.nan] * 35), *range(200, 260)]
+  judged = _judge(norms, left=range(40, 100), sample=40)
+  assert judged.sample == 5 and judged.failed == 35
+  wanted = np.quantile(among_many.chance(65, 5), 0.95)
+  assert judged.threshold == wanted
+  assert "median of 5 random" in _said(_judge([*norms[:-1], 1], sample=40), 100)
+
+
+def test_doubts_on_the_scale():
+  def said(accuracy):
+    return " ".join(words(_judge(NORMS), 9, 5, 50, 2.0, accuracy))
+
+  assert "is a guess" in said({1.0: 0.5, 255.0: 0.5})
+  assert "30% of the clean images only" in said({1.0: 0.3, 255.0: 0.1})
+  assert "clean images" not in said({1.0: 0.9, 255.0: 0.1})
 
 
 @pytest.fixture
