@@ -137,6 +137,8 @@ def _bytes(path: str | os.PathLike) -> bytes:
   """Returns a file's bytes: Pillow then cannot read more than these."""
   file = os.path.expanduser(path)
   if not os.path.isfile(file):
+    if os.path.isdir(file):
+      raise UserError(f"{path}: a folder: give one of its pictures")
     raise UserError(f"{path}: no such file or folder: check the path")
   try:
     with open(file, "rb") as opened:

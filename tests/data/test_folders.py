@@ -211,7 +211,7 @@ def test_no_such_path(fails, tmp_path):
     for function in (folders.read, folders.read_image):
       assert "no such file or folder" in fails(function, path)
   assert "no image in it" in fails(folders.read, tmp_path)
-  assert "no such file" in fails(folders.read_image, tmp_path)
+  assert "a folder: give one" in fails(folders.read_image, tmp_path)
 
 
 def test_real_faces():

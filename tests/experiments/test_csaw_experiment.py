@@ -199,7 +199,7 @@ def test_what_an_eval_needs(place, finished, tmp_path):
     ({"run": run, "repaired": weights}, paths, "leave them out"),
     ({"repaired": weights, "drop": "0.1"}, paths, "leave them out"),
     ({"repaired": weights, "pixels": 0}, paths, "take 1 or 255"),
-    ({"repaired": weights}, [str(tmp_path)], "no such file"),
+    ({"repaired": weights}, [str(tmp_path)], "a folder: give one"),
     ({"run": str(tmp_path)}, paths, "no run of experiments.csaw"),
   ):
     with pytest.raises(UserError, match=words):
