@@ -27,7 +27,7 @@ from experiments import (
 )
 from experiments.common import results
 from experiments.common.cli import say, serve
-from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
 from experiments.defending import Exam, flag
 from experiments.defending.challenge import Challenge, load, network_name
@@ -168,12 +168,9 @@ def run(
     overwrite=config.overwrite,
     elsewhere="--output",
   ) as directory:
-    out = read_json(directory / "results.json")
-    if out is not None:
-      report(f"{directory} is finished (--overwrite starts over)")
-    else:
-      out = _results(config, network, directory, report)
-      write_json(directory / "results.json", out)
+    out = once(
+      directory, report, lambda: _results(config, network, directory, report)
+    )
   if show:
     print_table(_shown(out), directory)
   return out

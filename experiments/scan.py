@@ -23,7 +23,7 @@ from bdjax.defenses import k_arm, neural_cleanse
 from experiments import defending
 from experiments.common import results
 from experiments.common.cli import say, serve
-from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
 from experiments.defending import config as defending_config
 from experiments.defending import flag
@@ -139,15 +139,13 @@ def run(
   with open_run(
     place, identity, overwrite=config.overwrite, elsewhere="--output"
   ) as directory:
-    out = read_json(directory / "results.json")
-    if out is not None:
-      report(f"{directory} is finished (--overwrite starts over)")
-    else:
-      out = _scan(config, case, directory, report)
-      out["config"] = identity
-      write_json(directory / "results.json", out)
-      # What the searches need to go on takes most of a gigabyte.
-      shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    out = once(
+      directory,
+      report,
+      lambda: _scan(config, case, directory, report) | {"config": identity},
+    )
+    # What the searches needed to go on takes most of a gigabyte.
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
   if show:
     verdicts.print_scan(out, directory)
   return out

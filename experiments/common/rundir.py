@@ -44,6 +44,31 @@ def read_json(path: pathlib.Path) -> Any | None:
     ) from None
 
 
+def once(
+  directory: pathlib.Path,
+  report: Callable[[str], None],
+  make: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+  """What stands in `results.json`; where nothing does, it is made and written.
+
+  Args:
+    directory: held by `open_run`.
+    report: told in one line, where it was there.
+    make: gives it, JSON-ready.
+
+  Raises:
+    UserError: the file is not JSON.
+  """
+  path = directory / "results.json"
+  found = read_json(path)
+  if found is not None:
+    report(f"{directory} is finished (--overwrite starts over)")
+    return found
+  found = make()
+  write_json(path, found)
+  return found
+
+
 @contextlib.contextmanager
 def disk_errors(
   directory: pathlib.Path, elsewhere: str = "--runs_dir"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from experiments.common.config import (
 )
 from experiments.common.defaults import resolve
 from experiments.common.program import Program, build, digest, make_keys
-from experiments.common.rundir import open_run, read_json, write_json
+from experiments.common.rundir import once, open_run, read_json, write_json
 from experiments.common.train import train
 
 Report = Callable[[str], None]
@@ -94,7 +95,11 @@ def _alone(program, splits, config, directory, report) -> dict[str, Any]:
   """A run, and after it the benchmark that it is compared with."""
   if config.benchmark == "reuse":  # said before the training, not after
     _benchmark(config, config.directory.parent, report)
-  out = _member(program, splits, config, directory, report)
+  out = once(
+    directory,
+    report,
+    lambda: _member(program, splits, config, directory, report),
+  )
   return _with_benchmark(out, config, config.directory.parent, report)
 
 
@@ -123,7 +128,8 @@ def _group(program, config, directory, report) -> dict[str, Any]:
       member.directory, identity(member), overwrite=member.overwrite
     ) as place:
       splits = _load(member, report)
-      out = _member(program, splits, member, place, report)
+      make = functools.partial(_member, program, splits, member, place, report)
+      out = once(place, report, make)
       found.append(_with_benchmark(out, member, runs, report))
   out = results.combine(found)
   out["config"] = identity(config)
@@ -139,11 +145,7 @@ def _member(
   directory: pathlib.Path,
   report: Report,
 ) -> dict[str, Any]:
-  """One run with one seed: train, evaluate, draw, write."""
-  finished = read_json(directory / "results.json")
-  if finished is not None:
-    report(f"{directory} is finished (--overwrite starts over)")
-    return finished
+  """One run with one seed: train, evaluate, draw."""
   commit = results.git_commit()  # now: a checkout may change while it trains
   trained = train(program, splits, config.seed, directory, commit, report)
   begin = time.perf_counter()
@@ -169,7 +171,6 @@ def _member(
     "peak_memory_bytes": results.peak_memory_bytes(),
   }
   figures.draw(program, trained, found, splits, keys.figures, directory)
-  write_json(directory / "results.json", out)
   return out
 
 

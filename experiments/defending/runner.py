@@ -19,8 +19,8 @@ from experiments.common import results
 from experiments.common.cli import say, serve
 from experiments.common.rundir import (
   disk_errors,
+  once,
   open_run,
-  read_json,
   write_json,
 )
 from experiments.common.runner import Report, quiet
@@ -218,12 +218,11 @@ def run_on(
     overwrite=config.overwrite,
     elsewhere="--output",
   ) as directory:
-    finished = read_json(directory / "results.json")
-    if finished is not None:
-      report(f"{directory} is finished (--overwrite starts over)")
-    else:
-      finished = _defend(defense, config, subject, directory, report)
-      write_json(directory / "results.json", finished)
+    finished = once(
+      directory,
+      report,
+      lambda: _defend(defense, config, subject, directory, report),
+    )
     out = defense.amend(finished, subject, config, report)
     if out != finished:
       write_json(directory / "results.json", out)
