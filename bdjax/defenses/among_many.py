@@ -10,10 +10,8 @@ import numpy as np
 from scipy import stats
 
 from bdjax.defenses import anomaly
-from bdjax.errors import UserError
 
 DRAWS = 5000  # simulated networks; no p-value is below 1 / (1 + DRAWS)
-_MAD_TO_SD = 1.4826  # of a normal distribution
 
 
 def anomaly_index(
@@ -41,33 +39,16 @@ def anomaly_index(
   if reference.all():
     index = anomaly.anomaly_index(norms, settled)
     return np.where(norms < np.median(norms[settled]), index, -index)
+  which = "classes of the reference sample"
   index = np.full(len(norms), np.nan)
-  _spread(norms[settled & reference])  # also where no arm would be asked for
+  # Also where no arm would be asked for.
+  anomaly.spread(norms[settled & reference], which)
   for arm in np.flatnonzero(settled):
     sample = settled & reference
     sample[arm] = False
-    middle, distance = _spread(norms[sample])
-    index[arm] = (middle - norms[arm]) / distance
+    middle, scale = anomaly.spread(norms[sample], which)
+    index[arm] = (middle - norms[arm]) / scale
   return index
-
-
-def _spread(norms):
-  """The median, and 1.4826 MAD."""
-  if len(norms) < 3:
-    raise UserError(
-      f"{len(norms)} classes of the reference sample were searched to the end "
-      "with success, and an anomaly index takes 3; allow more steps or a lower "
-      "threshold"
-    )
-  middle = np.median(norms)
-  mad = np.median(np.abs(norms - middle))
-  if mad == 0:
-    raise UserError(
-      "the median absolute deviation of the reference norms is 0 (half of them "
-      "or more are alike), so no anomaly index is defined; search longer or "
-      "with another seed"
-    )
-  return middle, _MAD_TO_SD * mad
 
 
 def chance(
@@ -115,4 +96,4 @@ def _index(samples, values):
   """Of one value against one sample [n] in each row."""
   middle = np.median(samples, 1)
   mad = np.median(np.abs(samples - middle[:, None]), 1)
-  return (middle - values) / (_MAD_TO_SD * mad)
+  return (middle - values) / (anomaly.MAD_TO_SD * mad)

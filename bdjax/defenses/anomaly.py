@@ -11,7 +11,7 @@ from scipy import stats
 from bdjax.errors import UserError
 from bdjax.metrics import Score
 
-_MAD_TO_SD = 1.4826  # of a normal distribution
+MAD_TO_SD = 1.4826  # of a normal distribution
 
 
 def anomaly_index(norms: np.ndarray, reached: np.ndarray) -> np.ndarray:
@@ -32,20 +32,34 @@ def anomaly_index(norms: np.ndarray, reached: np.ndarray) -> np.ndarray:
   """
   reached = np.asarray(reached, bool)
   norms = np.where(reached, np.asarray(norms, np.float64), np.nan)
-  if reached.sum() < 3:
+  middle, scale = spread(norms[reached], f"of {reached.size} classes")
+  return np.abs(norms - middle) / scale
+
+
+def spread(norms: np.ndarray, which: str = "classes") -> tuple[float, float]:
+  """The median, and 1.4826 MAD: a standard deviation, if they are normal.
+
+  Args:
+    norms: float [K], finite.
+    which: classes these are, for the error.
+
+  Raises:
+    UserError: there are fewer than 3, or the MAD is 0.
+  """
+  if len(norms) < 3:
     raise UserError(
-      f"{reached.sum()} of {reached.size} classes reached the success rate, "
-      "and an anomaly index takes 3; allow more steps or a lower threshold"
+      f"{len(norms)} {which} reached the success rate, and an anomaly index "
+      "takes 3; allow more steps or a lower threshold"
     )
-  distances = np.abs(norms - np.nanmedian(norms))
-  mad = np.nanmedian(distances)
+  middle = np.median(norms)
+  mad = np.median(np.abs(norms - middle))
   if mad == 0:
     raise UserError(
       "the median absolute deviation of the mask norms is 0 (half of them or "
       "more are alike), so no anomaly index is defined; search longer or with "
       "another seed"
     )
-  return distances / (_MAD_TO_SD * mad)
+  return float(middle), float(MAD_TO_SD * mad)
 
 
 def flagged(

@@ -30,10 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax import compiler, sharding
+from bdjax import compiler
 from bdjax.defenses import cost_schedule, neural_cleanse
-from bdjax.defenses.trigger_search import State, advance
-from bdjax.errors import UserError
+from bdjax.defenses.trigger_search import State
 from bdjax.models import Model
 
 
@@ -208,23 +207,10 @@ def make_call(
   Raises:
     UserError: an argument is out of range.
   """
-  cost_schedule.check(settings)
-  if stretch < 1:
-    raise UserError(f"stretch is {stretch}; take at least 1")
-  cut = sharding.along_batch(mesh)
+  run = neural_cleanse.make_stretch(model, settings, mesh, stretch)
 
   def call(weights, key, images, arms, state):
-    def one(arm, state):
-      arm_key = jax.random.fold_in(key, arm)
-      return advance(model, settings, weights, arm_key, images, arm, state)
-
-    def body(state, _):
-      state = jax.lax.with_sharding_constraint(state, cut)
-      step = lambda state: jax.vmap(one)(arms, state)  # noqa: E731
-      done = state.frozen.all()
-      return jax.lax.cond(done, lambda same: same, step, state), None
-
-    return jax.lax.scan(body, state, length=stretch)[0]
+    return run(weights, key, images, arms, arms, state)
 
   return compiler.jit(call)
 

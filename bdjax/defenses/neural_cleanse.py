@@ -66,6 +66,58 @@ def init(key: jax.Array, num: int, image_shape: tuple[int, int, int]) -> State:
   return jax.vmap(fresh)(jax.random.split(key, num))
 
 
+def make_stretch(
+  model: Model,
+  settings: Settings,
+  mesh: jax.sharding.Mesh,
+  stretch: int,
+) -> Callable:
+  """A stretch of steps of some of the searches, to be compiled.
+
+  What a search draws depends on the key, its place and the step alone. Once
+  all of them are frozen, they cost nothing.
+
+  Args:
+    model: the classifier.
+    settings: of the searches.
+    mesh: the searches are spread over it; their number is a multiple of its
+      size.
+    stretch: steps.
+
+  Returns:
+    `(weights, key, images u8 [N,H,W,C], places i32 [A], targets i32 [A], state
+    [A]) -> state`: `places` are theirs among all searches.
+
+  Raises:
+    UserError: an argument is out of range, or there are no images.
+  """
+  cost_schedule.check(settings)
+  if stretch < 1:
+    raise UserError(f"stretch is {stretch}; take at least 1")
+  cut = sharding.along_batch(mesh)
+
+  def run(weights, key, images, places, targets, state):
+    if not images.shape[0]:
+      raise UserError("there are no images to search with; take at least one")
+
+    def one_search(place, target, state):
+      search_key = jax.random.fold_in(key, place)
+      return advance(
+        model, settings, weights, search_key, images, target, state
+      )
+
+    step = functools.partial(jax.vmap(one_search), places, targets)
+
+    def body(state, _):
+      state = jax.lax.with_sharding_constraint(state, cut)
+      done = state.frozen.all()
+      return jax.lax.cond(done, lambda same: same, step, state), None
+
+    return jax.lax.scan(body, state, length=stretch)[0]
+
+  return run
+
+
 def make_call(
   model: Model,
   settings: Settings,
@@ -97,32 +149,14 @@ def make_call(
   Raises:
     UserError: an argument is out of range, or there are no images.
   """
-  cost_schedule.check(settings)
-  for name, value in (("class_batch", class_batch), ("stretch", stretch)):
-    if value < 1:
-      raise UserError(f"{name} is {value}; take at least 1")
-  cut = sharding.along_batch(mesh)
+  if class_batch < 1:
+    raise UserError(f"class_batch is {class_batch}; take at least 1")
+  run = make_stretch(model, settings, mesh, stretch)
 
   def call(weights, key, images, targets, state):
-    if not images.shape[0]:
-      raise UserError("there are no images to search with; take at least one")
-
-    def one_search(place, target, state):
-      search_key = jax.random.fold_in(key, place)
-      return advance(
-        model, settings, weights, search_key, images, target, state
-      )
-
     def one_chunk(places):
-      step = functools.partial(jax.vmap(one_search), places, targets[places])
-
-      def body(chunk, _):
-        chunk = jax.lax.with_sharding_constraint(chunk, cut)
-        done = chunk.frozen.all()
-        return jax.lax.cond(done, lambda same: same, step, chunk), None
-
       chunk = jax.tree.map(lambda x: x[places], state)
-      return jax.lax.scan(body, chunk, length=stretch)[0]
+      return run(weights, key, images, places, targets[places], chunk)
 
     count = targets.shape[0]
     chunks = -(-count // (class_batch * mesh.size))
