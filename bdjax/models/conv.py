@@ -4,7 +4,8 @@ XLA:CPU sends a convolution to its fast kernel only in the layout NHWC x HWIO
 -> NHWC. The gradients that JAX derives ask for other layouts; outside loops a
 compiler pass rewrites them, inside `lax.scan` it does not, and a training
 step is 50 times slower there (jax issue 12868). So on CPU the gradients are
-written out here, in the canonical layout. Other backends use `lax` as it is.
+written out here, in the canonical layout, and 3x3 convolutions of many channels
+go by Winograd's way. Other backends use `lax` as it is.
 """
 
 import functools
@@ -12,6 +13,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from bdjax.models import winograd
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 
@@ -26,6 +29,12 @@ def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
     rhs_dilation=rhs,
     dimension_numbers=_CANONICAL,
   )
+
+
+def _fast_conv(x, kernel, strides, padding):
+  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
+    return winograd.convolve(x, kernel, padding)
+  return _lax_conv(x, kernel, strides, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -43,11 +52,11 @@ def canonical_conv(x, kernel, strides, padding):
   Returns:
     float [B,H',W',K].
   """
-  return _lax_conv(x, kernel, strides, padding)
+  return _fast_conv(x, kernel, strides, padding)
 
 
 def _forward(x, kernel, strides, padding):
-  return _lax_conv(x, kernel, strides, padding), (x, kernel)
+  return _fast_conv(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(strides, padding, residuals, g):
@@ -62,7 +71,13 @@ def _backward(strides, padding, residuals, g):
     dx_padding.append((window - 1 - low, size + low - reach))
     dk_padding.append((low, reach + window - 1 - size - low))
   flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-  dx = _lax_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
+  if strides == (1, 1):
+    dx = _fast_conv(g, flipped, strides, dx_padding)
+  else:
+    dx = _lax_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
+  fits = winograd.fits(x, kernel, strides, padding)
+  if fits and winograd.gradient_pays(x, kernel):
+    return dx, winograd.kernel_gradient(x, g, padding)
   # The batch takes the part of the channels: [C,H,W,B] * [H',W',B... -> K].
   dk = _lax_conv(
     x.transpose(3, 1, 2, 0),

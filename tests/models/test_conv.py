@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bdjax import models
-from bdjax.models import conv
+from bdjax.models import conv, winograd
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -176,3 +176,51 @@ def test_max_pool_gradient_goes_to_the_first_of_equals():
   x = jnp.ones((1, 2, 2, 1))
   got = jax.jit(jax.grad(lambda x: conv.max_pool(x).sum()))(x)
   assert got.reshape(-1).tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+  size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+  padding=st.tuples(
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+  ),
+  batch=st.integers(1, 5),
+  seed=st.integers(0, 99),
+)
+def test_winograd_equals_lax_in_value_and_gradient(size, padding, batch, seed):
+  x, kernel = _normal(seed, (batch, *size, 5), (3, 3, 5, 4))
+  want, pull = jax.vjp(lambda k: _lax(x, k, (1, 1), padding), kernel)
+  (g,) = _normal(seed + 1, want.shape)
+  got = winograd.convolve(x, kernel, padding)
+  gradient = winograd.kernel_gradient(x, g, padding)
+  for a, b in ((got, want), (gradient, pull(g)[0])):
+    np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_many_channels_go_by_winograd_and_equal_lax():
+  x, kernel = _normal(0, (48, 8, 8, 64), (3, 3, 64, 128))
+  padding = ((1, 1), (1, 1))
+
+  def mine(x, k):
+    return conv.canonical_conv(x, k, (1, 1), padding)
+
+  # The direct convolution and its two gradients are all replaced.
+  assert "conv_general_dilated" not in str(
+    jax.make_jaxpr(lambda x, k, g: jax.vjp(mine, x, k)[1](g))(
+      x, kernel, jax.eval_shape(mine, x, kernel)
+    )
+  )
+  want, pull = jax.vjp(lambda x, k: _lax(x, k, (1, 1), padding), x, kernel)
+  got, my_pull = jax.vjp(mine, x, kernel)
+  (g,) = _normal(1, want.shape)
+  for a, b in zip((got, *my_pull(g)), (want, *pull(g)), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+def test_winograd_cuts_a_batch_into_equal_chunks():
+  x, kernel = _normal(0, (7, 40, 40, 2), (3, 3, 2, 3))  # 7 chunks of one
+  padding = ((1, 1), (1, 1))
+  want = _lax(x, kernel, (1, 1), padding)
+  got = winograd.convolve(x, kernel, padding)
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
