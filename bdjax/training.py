@@ -43,57 +43,26 @@ class Optimizers(NamedTuple):
   generator: optax.GradientTransformation
 
 
-def schedule(
-  name: str, peak: float, total_steps: int, warmup: float = 0.25
-) -> optax.Schedule:
-  """The learning rate over the steps of a run.
-
-  Args:
-    name: `onecycle` (linear rise for the share `warmup` of the steps, linear
-      fall to zero: Smith and Topin 2018 without the momentum's cycle),
-      `cosine` or `constant`.
-    peak: the highest learning rate.
-    total_steps: at least 1.
-    warmup: share of the steps, in [0,1).
-  """
-  if name == "constant":
-    return optax.constant_schedule(peak)
-  if name == "cosine":
-    return optax.cosine_decay_schedule(peak, total_steps)
-  if name != "onecycle":
-    raise ValueError(f"unknown schedule {name!r}")
-  rise = max(1, int(warmup * total_steps))
-  fall = max(1, total_steps - rise)
-  return optax.join_schedules(
-    [
-      optax.linear_schedule(peak / 20, peak, rise),
-      optax.linear_schedule(peak, 0.0, fall),
-    ],
-    [rise],
-  )
-
-
-def sgd(
-  learning_rate: optax.ScalarOrSchedule, momentum: float, weight_decay: float
-) -> optax.GradientTransformation:
-  """SGD with Nesterov momentum; weight decay on kernels, not on vectors."""
-  return optax.chain(
-    optax.add_decayed_weights(
-      weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
-    ),
-    optax.sgd(learning_rate, momentum=momentum, nesterov=True),
-  )
-
-
 def create(
   key: jax.Array,
   model: Model,
   generator_init: Callable[[jax.Array], Any],
   optimizers: Optimizers,
+  images: jax.Array,
 ) -> Carry:
-  """Fresh states of the classifier and the generator."""
+  """Fresh states of the classifier and the generator.
+
+  Args:
+    key: a random key.
+    model: the classifier.
+    generator_init: key -> parameters of the generator.
+    optimizers: of both.
+    images: uint8 [N,H,W,C] of the training set, for `model.prepare`.
+  """
   model_key, generator_key = jax.random.split(key)
   params, batch_stats = model.init(model_key)
+  images = images.astype(jnp.float32) / 255.0
+  batch_stats = model.prepare(params, batch_stats, images)
   zero = jnp.zeros((), jnp.int32)
   state = TrainState(zero, params, batch_stats, optimizers.state.init(params))
   params = generator_init(generator_key)
@@ -242,6 +211,7 @@ def fit(
   steps: int,
   calls: int,
   epochs: int,
+  each_epoch: Callable | None = None,
 ) -> Iterator[tuple[int, Carry, dict]]:
   """Trains from the carry's step to the end, yielding after every call.
 
@@ -258,6 +228,8 @@ def fit(
     steps: updates a call.
     calls: calls an epoch.
     epochs: of the whole run.
+    each_epoch: `(key, epoch, images) -> images`, what an epoch shows of the
+      training set; the key is the same in all of them.
 
   Yields:
     (step, carry, metrics [steps]).
@@ -270,10 +242,16 @@ def fit(
     return jax.random.permutation(epoch_key, labels.shape[0])
 
   done = int(carry.state.step) // steps
-  order = None
+  show = (
+    jax.jit(each_epoch) if each_epoch else lambda key, epoch, images: images
+  )
+  show_key = jax.random.fold_in(key, 2)  # 0 and 1 are the two above
+  order = shown = None
   for index in range(done, epochs * calls):
     epoch, part = divmod(index, calls)
     if order is None or part == 0:
       order = shuffle(jnp.int32(epoch))
-    carry, metrics = call(carry, step_key, images, labels, order, part)
+      shown = None  # gives the last epoch's memory back first
+      shown = show(show_key, jnp.int32(epoch), images)
+    carry, metrics = call(carry, step_key, shown, labels, order, part)
     yield (index + 1) * steps, carry, metrics

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from bdjax import models, sharding, training
+from bdjax import models, optimization, sharding, training
 from bdjax.attacks import triggers
 from bdjax.attacks.ban import ban
 from bdjax.attacks.poison import compose, poison
@@ -28,7 +28,7 @@ def _setup(name="cnn", devices=1, batch=16, rate=0.5):
   model = models.get(name, image_shape=SHAPE, num_classes=2, width=4)
   attack = ban((0,), triggers.whole_image(1, 8, 8), 2, 1, 3, 4)
   optimizers = training.Optimizers(
-    training.sgd(0.1, 0.9, 1e-3), optax.adam(1e-2)
+    optimization.sgd(0.1, 0.9, 1e-3), optax.adam(1e-2)
   )
   step = training.make_train_step(
     model, optimizers, lambda p: compose(poison(attack, p, rate))
@@ -280,17 +280,3 @@ def test_steps_per_call(images, batch, want):
   steps, calls = training.steps_per_call(images, batch)
   assert (steps, calls) == want
   assert steps * calls * batch <= images
-
-
-def test_schedules():
-  peak = training.schedule("onecycle", 0.4, 100)
-  assert float(peak(0)) == pytest.approx(0.02)
-  assert float(peak(25)) == pytest.approx(0.4)
-  assert float(peak(100)) == pytest.approx(0.0, abs=1e-7)
-  cosine = training.schedule("cosine", 0.4, 100)
-  assert float(cosine(50)) == pytest.approx(0.2)
-  assert float(training.schedule("constant", 0.4, 100)(99)) == pytest.approx(
-    0.4
-  )
-  with pytest.raises(ValueError, match="linear"):
-    training.schedule("linear", 0.4, 100)

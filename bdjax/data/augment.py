@@ -44,10 +44,31 @@ def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
   return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
+def alternate(key: jax.Array, epoch: jax.Array, images: jax.Array) -> jax.Array:
+  """Mirrors each image in every other epoch (Jordan 2024, section 3.6).
+
+  A coin of its own decides which images begin mirrored. An image is so seen
+  both ways in any two epochs, where independent coins show it the same way
+  again in half of them.
+
+  Args:
+    key: of the run.
+    epoch: int32 scalar.
+    images: [N,H,W,C], any dtype, the whole training set.
+
+  Returns:
+    [N,H,W,C], same dtype.
+  """
+  coins = jax.random.bernoulli(key, 0.5, images.shape[:1])
+  mirrored = coins ^ (epoch % 2 == 1)
+  return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
 _BY_NAME = {
   "none": lambda key, images: images,
   "crop": crop,
   "crop_flip": crop_and_flip,
+  "crop_alternate": crop,  # and `alternate` at the start of an epoch
 }
 NAMES = tuple(_BY_NAME)
 
@@ -56,7 +77,7 @@ def augment(name: str):
   """An augmentation as a transform, which poisons nothing.
 
   Args:
-    name: `none`, `crop` or `crop_flip`.
+    name: `none`, `crop`, `crop_flip` or `crop_alternate`.
 
   Returns:
     `(key, images [B,H,W,C], labels [B]) -> (images, labels, bool [B])`.

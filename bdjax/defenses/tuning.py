@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax import compiler, sharding, training
+from bdjax import compiler, optimization, sharding, training
 from bdjax.attacks.poison import Transform, compose
 from bdjax.attacks.triggers import Trigger, stamp
 from bdjax.errors import UserError
@@ -116,8 +116,8 @@ def make_tune(
   def tune(key, weights, images, labels, mask=None, trigger=None):
     order_key, step_key = jax.random.split(key)
     rows = _batches(order_key, labels.shape[0], batch_size, epochs)
-    rate = training.schedule(schedule, learning_rate, rows.shape[0])
-    optimizer = training.sgd(rate, momentum, weight_decay)
+    rate = optimization.schedule(schedule, learning_rate, rows.shape[0])
+    optimizer = optimization.sgd(rate, momentum, weight_decay)
     if mask is not None:
       optimizer = optax.chain(optimizer, only(mask))
     optimizers = training.Optimizers(optimizer, optax.identity())

@@ -6,6 +6,8 @@ import functools
 import jax.numpy as jnp
 
 from bdjax.errors import UserError
+from bdjax.models import airbench, deepid
+from bdjax.models.airbench import AirBench
 from bdjax.models.base import (
   Model,
   Weights,
@@ -14,17 +16,22 @@ from bdjax.models.base import (
   layers,
 )
 from bdjax.models.cnn import CNN
-from bdjax.models.deepid import SMALLEST_SIDE, DeepID
+from bdjax.models.deepid import DeepID
 from bdjax.models.resnet import ResNet18
 from bdjax.models.vgg import MiniVGG
 
 __all__ = ["MODELS", "Model", "Weights", "count_parameters", "get", "layers"]
 
 MODELS = {
+  "airbench": AirBench,
   "cnn": CNN,
   "deepid": DeepID,
   "minivgg": MiniVGG,
   "resnet18": ResNet18,
+}
+_SMALLEST_SIDES = {
+  "airbench": airbench.SMALLEST_SIDE,
+  "deepid": deepid.SMALLEST_SIDE,
 }
 PRECISIONS = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -43,8 +50,9 @@ def get(
   """A network by name.
 
   Args:
-    name: `cnn`, `deepid`, `minivgg` or `resnet18`.
-    image_shape: (H, W, C), H and W at least 8 (`deepid`: 31), C 1 or 3.
+    name: `airbench`, `cnn`, `deepid`, `minivgg` or `resnet18`.
+    image_shape: (H, W, C), H and W at least 8 (`airbench`: 9, `deepid`: 31), C
+      1 or 3.
     num_classes: at least 2.
     mean: per-channel mean of the images in [0,1], for the first layer; zeros
       by default.
@@ -65,7 +73,7 @@ def get(
     near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or list(MODELS)
     raise UserError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
   height, cols, channels = image_shape
-  side = SMALLEST_SIDE if name == "deepid" else 8
+  side = _SMALLEST_SIDES.get(name, 8)
   if min(height, cols) < side or channels not in (1, 3):
     raise UserError(
       f"images are {height}x{cols}x{channels}; {name} takes {side}x{side} and "

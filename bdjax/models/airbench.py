@@ -47,7 +47,7 @@ class Whitening(nnx.Module):
 
   def _filters(self, vectors, values):
     """From eigenvectors [P,P] (columns) and eigenvalues [P]: [2,2,C,2P]."""
-    scaled = vectors / jnp.sqrt(values + 5e-4)
+    scaled = vectors / jnp.sqrt(values + 5e-4)[None, :]
     both = jnp.concatenate([scaled, -scaled], 1)
     return both.reshape(2, 2, self.size // 4, 2 * self.size)
 
@@ -61,11 +61,11 @@ class Whitening(nnx.Module):
     patches = jnp.concatenate(views, -1).reshape(-1, self.size)
     covariance = patches.T @ patches / patches.shape[0]
     values, vectors = jnp.linalg.eigh(covariance)
-    self.kernel.value = self._filters(vectors, values)
+    self.kernel[...] = self._filters(vectors, values)
 
   def __call__(self, x):
     """Maps [B,H,W,C] to [B,H-1,W-1,8C]."""
-    kernel = self.kernel.value.astype(self.dtype)
+    kernel = self.kernel[...].astype(self.dtype)
     return conv.conv(
       x.astype(self.dtype),
       jax.lax.stop_gradient(kernel),

@@ -48,12 +48,18 @@ class Model(NamedTuple):
       last, as it enters `head`.
     head: `(params, batch_stats, features) -> logits`; `head` of `features` is
       `apply` with `train=False`.
+    prepare: `(params, batch_stats, images) -> batch_stats`, before the first
+      step, with images of the training set: for a network with a layer that is
+      computed from them. The others leave `batch_stats` as they are.
   """
 
   init: Callable[..., tuple[Variables, Variables]]
   apply: Callable[..., tuple[jax.Array, Variables]]
   features: Callable[..., jax.Array]
   head: Callable[..., jax.Array]
+  prepare: Callable[..., Variables] = lambda params, batch_stats, images: (
+    batch_stats
+  )
 
 
 class Generator(NamedTuple):
@@ -92,6 +98,8 @@ class Normalize(nnx.Module):
 def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
   """Turns a module with `features(x, train, tap)` and `head(x)` into a `Model`.
 
+  One that has to see images first also has `prepare(images)`.
+
   Args:
     make: builds the module from its random streams.
   """
@@ -120,7 +128,13 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
   def head(params, batch_stats, x):
     return merge(params, batch_stats).head(x).astype(jnp.float32)
 
-  return Model(init, apply, features, head)
+  def prepare(params, batch_stats, images):
+    module = merge(params, batch_stats)
+    if hasattr(module, "prepare"):
+      module.prepare(images)
+    return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+
+  return Model(init, apply, features, head, prepare)
 
 
 def generator_from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Generator:

@@ -54,7 +54,9 @@ class Config:
 
   # Model.
   model: str | None = flag(
-    None, f"{', '.join(MODELS)} (default: digits and MNIST cnn, else resnet18)."
+    None,
+    f"{', '.join(MODELS)} (default: digits and MNIST cnn, CIFAR-10 airbench, "
+    "else resnet18).",
   )
   width: int = flag(64, "Filters of the first stage; 64 is the literature's.")
   stem: str = flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")
@@ -64,26 +66,45 @@ class Config:
 
   # Training.
   epochs: int | None = flag(
-    None, "Passes over the data (default: digits 100, MNIST 20, CIFAR-10 20)."
+    None,
+    "Passes over the data (default: digits 100, airbench 6, else 20).",
   )
   batch_size: int | None = flag(
-    None, "Images a step, over all devices (default: digits 32, else 128)."
+    None,
+    "Images a step, over all devices (default: digits 32, airbench 500, else "
+    "128).",
   )
   learning_rate: float | None = flag(
-    None, "Peak learning rate of SGD (default: CIFAR-10 0.1, else 0.05)."
+    None,
+    "Peak learning rate (default: digits and MNIST 0.05, airbench 0.24, else "
+    "0.1).",
   )
-  schedule: str = flag("onecycle", "onecycle, cosine or constant.")
-  momentum: float = flag(0.9, "Nesterov momentum.")
+  # None is SGD, which runs have that are older than the flag.
+  optimizer: str | None = flag(
+    None, "sgd or muon (default: muon for airbench, else sgd)."
+  )
+  schedule: str | None = flag(
+    None,
+    "onecycle, linear, cosine or constant (default: linear for airbench, else "
+    "onecycle).",
+  )
+  momentum: float | None = flag(
+    None, "Nesterov momentum (default: 0.6 with muon, else 0.9)."
+  )
   weight_decay: float | None = flag(
     None,
-    "Of kernels, coupled, as in PyTorch's SGD (default: digits and MNIST 1e-4, "
-    "else 5e-4).",
+    "Of kernels, coupled, as in PyTorch's SGD; with muon of the head (default: "
+    "digits and MNIST 1e-4, airbench 2.4e-3, else 5e-4).",
   )
-  label_smoothing: float = flag(0.0, "Share of the label spread over all.")
+  label_smoothing: float | None = flag(
+    None, "Share of the label spread over all (default: airbench 0.2, else 0)."
+  )
   augment: str | None = flag(
     None,
-    "none, crop (shifts by up to 2 pixels) or crop_flip (by up to 4, and "
-    "mirrors; default: MNIST crop, CIFAR-10 crop_flip, else none).",
+    "none, crop (shifts by up to 2 pixels), crop_flip (by up to 4, and mirrors "
+    "half of them) or crop_alternate (by up to 2, and mirrors in every other "
+    "epoch; default: MNIST crop, CIFAR-10 crop_flip, with airbench "
+    "crop_alternate, else none).",
   )
   seed: int = flag(0, "Of everything random: split, weights, order, triggers.")
   seeds: int = flag(

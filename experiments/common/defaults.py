@@ -34,7 +34,7 @@ _MNIST = {
   "poison_rate": 0.15,
 }
 _CIFAR = {
-  "model": "resnet18",
+  "model": "airbench",
   "epochs": 20,
   "batch_size": 128,
   "learning_rate": 0.1,
@@ -42,6 +42,17 @@ _CIFAR = {
   "augment": "crop_flip",
   "trigger_size": 5,
   "poison_rate": 0.2,
+}
+# A network with training of its own.
+_AIRBENCH = {
+  "epochs": 6,
+  "batch_size": 500,
+  "learning_rate": 0.24,
+  "optimizer": "muon",
+  "schedule": "linear",
+  "momentum": 0.6,
+  "weight_decay": 2.4e-3,
+  "label_smoothing": 0.2,
 }
 DATASET_DEFAULTS = {
   "digits": _DIGITS,
@@ -60,8 +71,14 @@ def resolve(config: Config) -> Config:
   Raises:
     UserError: a value is unknown or out of range.
   """
-  known = DATASET_DEFAULTS.get(config.dataset, _CIFAR | {"augment": "none"})
-  values = dict(known)
+  other = _CIFAR | {"model": "resnet18", "augment": "none"}
+  known = DATASET_DEFAULTS.get(config.dataset, other)
+  values = {"schedule": "onecycle", "momentum": 0.9, "label_smoothing": 0.0}
+  values |= known
+  if (config.model or known["model"]) == "airbench":
+    values |= _AIRBENCH
+    if values["augment"] == "crop_flip":
+      values["augment"] = "crop_alternate"
   attacks = config.experiment in ATTACKS
   if attacks:
     every = config.experiment == "cban" or config.all_to_all
@@ -119,7 +136,8 @@ def check(config: Config) -> None:
   _choice(config, "model", tuple(MODELS))
   _choice(config, "stem", ("cifar", "imagenet"))
   _choice(config, "precision", ("float32", "bfloat16"))
-  _choice(config, "schedule", ("onecycle", "cosine", "constant"))
+  _choice(config, "optimizer", ("sgd", "muon", None))
+  _choice(config, "schedule", ("onecycle", "linear", "cosine", "constant"))
   _choice(config, "augment", augment.NAMES)
   _choice(config, "benchmark", ("auto", "reuse", "none", None))
   for name in (

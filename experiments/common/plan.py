@@ -30,8 +30,8 @@ def describe(program: Program, splits: Splits) -> str:
 
 def estimated_bytes(program: Program, splits: Splits) -> int:
   """Device bytes of the compiled training call, as XLA plans them."""
-  carry = jax.eval_shape(program.create, jax.random.key(0))
   images = jax.ShapeDtypeStruct(splits.train.images.shape, jnp.uint8)
+  carry = jax.eval_shape(program.create, jax.random.key(0), images)
   labels = jax.ShapeDtypeStruct(splits.train.labels.shape, jnp.int32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   lowered = program.call.lower(carry, key, images, labels, labels, 0)

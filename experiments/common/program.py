@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from bdjax import evaluation, models, sharding, training
+from bdjax import evaluation, models, optimization, sharding, training
 from bdjax.attacks import triggers
 from bdjax.attacks.badnets import badnets
 from bdjax.attacks.ban import ban, sameness
@@ -17,11 +17,12 @@ from bdjax.attacks.cban import cban
 from bdjax.attacks.poison import Attack, compose, poison
 from bdjax.attacks.random_backdoor import random_backdoor
 from bdjax.data import Info, Splits
-from bdjax.data.augment import augment
+from bdjax.data.augment import alternate, augment
 from bdjax.errors import UserError
 from experiments.common.config import Config
 
 SAMENESS_WEIGHT = 0.1  # beside a cross-entropy that ends below that
+PREPARING = 5000  # images; what a statistic of small patches takes
 EVAL_BATCH = 512  # images; on CPU near the cache, on GPU large enough
 
 
@@ -55,6 +56,7 @@ class Program(NamedTuple):
   steps: int  # a call
   calls: int  # an epoch
   learning_rate: optax.Schedule
+  each_epoch: Callable | None  # what an epoch does to the training set
   predict: Callable
   predict_triggered: Callable | None
 
@@ -63,14 +65,20 @@ class Program(NamedTuple):
     """Updates of the whole run."""
     return self.config.epochs * self.calls * self.steps
 
-  def create(self, key: jax.Array) -> training.Carry:
-    """Fresh states, on every device."""
+  def create(self, key: jax.Array, images: jax.Array) -> training.Carry:
+    """Fresh states, on every device.
+
+    Args:
+      key: of the initialisation.
+      images: uint8 [N,H,W,C] to train on; the first 5,000 prepare the model.
+    """
     init = self.attack.init if self.attack else lambda key: {}
 
-    def fresh(key):
-      return training.create(key, self.model, init, self.optimizers)
+    def fresh(key, images):
+      return training.create(key, self.model, init, self.optimizers, images)
 
-    return sharding.replicate(self.mesh, jax.jit(fresh)(key))
+    fresh = jax.jit(fresh)(key, images[:PREPARING])
+    return sharding.replicate(self.mesh, fresh)
 
 
 def parse_targets(text: str, num_classes: int) -> tuple[int, ...]:
@@ -226,11 +234,12 @@ def build(
   attack = make_attack(config, shape, splits.info.num_classes)
   _check_test_labels(attack, splits.test.labels)
   steps, calls = training.steps_per_call(len(images), config.batch_size)
-  rate = training.schedule(
+  rate = optimization.schedule(
     config.schedule, config.learning_rate, config.epochs * calls * steps
   )
+  make = optimization.muon if config.optimizer == "muon" else optimization.sgd
   optimizers = training.Optimizers(
-    training.sgd(rate, config.momentum, config.weight_decay),
+    make(rate, config.momentum, config.weight_decay),
     optax.adam(config.generator_learning_rate or 1e-3),
   )
   train_step = training.make_train_step(
@@ -254,6 +263,7 @@ def build(
     steps=steps,
     calls=calls,
     learning_rate=rate,
+    each_epoch=alternate if config.augment == "crop_alternate" else None,
     predict=evaluation.make_predict(model, batch, mesh),
     predict_triggered=attack
     and evaluation.make_predict_triggered(model, attack, batch, mesh),

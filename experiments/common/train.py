@@ -95,7 +95,7 @@ def train(
       checkpoint of another model.
   """
   keys = make_keys(seed)
-  carry = begin or program.create(keys.init)
+  carry = begin or program.create(keys.init, splits.train.images)
   with (
     Checkpoints(directory / "checkpoints") as checkpoints,
     _stop_signals() as received,
@@ -155,6 +155,7 @@ class _Loop:
         steps=program.steps,
         calls=program.calls,
         epochs=config.epochs,
+        each_epoch=program.each_epoch,
       ):
         carry, metrics = latest, jax.device_get(metrics)
         now = time.perf_counter()

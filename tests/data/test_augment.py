@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax.data.augment import NAMES, augment, crop, crop_and_flip
+from bdjax.data.augment import (
+  NAMES,
+  alternate,
+  augment,
+  crop,
+  crop_and_flip,
+)
 from bdjax.errors import UserError
 
 KEY = jax.random.key(1)
@@ -46,3 +52,17 @@ def test_augment_changes_images_alone(name):
   assert not poisoned.any()
   with pytest.raises(UserError, match="take none, crop, crop_flip"):
     augment("mirror")
+
+
+def test_alternate_mirrors_in_every_other_epoch():
+  images = jax.random.uniform(KEY, (64, 4, 5, 3))
+  first, second, third = (
+    np.asarray(alternate(KEY, jnp.int32(epoch), images)) for epoch in range(3)
+  )
+  mirrored = np.asarray(images)[:, :, ::-1]
+  begins_mirrored = (first == mirrored).all((1, 2, 3))
+  assert 16 < begins_mirrored.sum() < 48
+  coins = begins_mirrored[:, None, None, None]
+  np.testing.assert_array_equal(first, np.where(coins, mirrored, images))
+  np.testing.assert_array_equal(second, np.where(coins, images, mirrored))
+  np.testing.assert_array_equal(third, first)
