@@ -14,12 +14,11 @@ import os
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from bdjax import compiler
 from bdjax.data import folders
-from bdjax.defenses.goodnet import predict_goodnet
+from bdjax.defenses.goodnet import goodnet
 from bdjax.errors import UserError
 from bdjax.models import Model, Weights
 from experiments.common.cli import serve
@@ -83,28 +82,23 @@ def run(config: Config, images: list[str]) -> list[dict[str, Any]]:
     if config.run or config.drop:
       raise UserError("--run and --drop go without --repaired: leave them out")
     white = 1 if config.pixels is None else config.pixels
-    repaired = pathlib.Path(config.repaired).expanduser()
+    path = pathlib.Path(config.repaired).expanduser()
   else:
-    white, repaired = _from_run(config)
+    white, path = _from_run(config)
   network = open_network(
     config.weights, pictures, model=config.model, white=white
   )
   if not config.repaired:
-    _check_same(network, repaired)
-  model, weights = _open_repaired(repaired, network, pictures)
-  both = {
-    "answer": predict_goodnet(network.model, model, network.num_classes),
-    "delivered": _labels(network.model, 0),
-    "repaired": _labels(model, 1),
+    _check_same(network, path)
+  model, weights = _open_repaired(path, network, pictures)
+  delivered = _labels(network.model, network.weights, pictures)
+  repaired = _labels(model, weights, pictures)
+  answers = goodnet(delivered, repaired, network.num_classes)
+  found = {
+    "answer": np.asarray(answers),
+    "delivered": delivered,
+    "repaired": repaired,
   }
-
-  @compiler.jit
-  def predict(args, pixels):
-    key = jax.random.key(0)  # unused
-    return {k: function(args, key, pixels) for k, function in both.items()}
-
-  pixels = pictures.images.astype(np.float32) / np.float32(255)
-  found = jax.device_get(predict((network.weights, weights), pixels))
   return [
     {
       "image": str(path),
@@ -122,12 +116,13 @@ def _read(paths: list[str]) -> Images:
   return Images(tuple(paths), np.stack([first, *others]), None)
 
 
-def _labels(model: Model, which: int):
-  def predict(args, key, pixels):
-    del key
-    return model.apply(*args[which], pixels, False)[0].argmax(-1)
-
-  return predict
+def _labels(model: Model, weights: Weights, pictures: Images) -> np.ndarray:
+  """What a network says of each picture, int32 [N]."""
+  pixels = pictures.images.astype(np.float32) / np.float32(255)
+  predict = compiler.jit(
+    lambda weights, pixels: model.apply(*weights, pixels, False)[0].argmax(-1)
+  )
+  return np.asarray(predict(weights, pixels))
 
 
 def _from_run(config: Config) -> tuple[float, pathlib.Path]:

@@ -6,13 +6,8 @@ and not wholly rid of the backdoor B; where the two differ, the input is
 suspect and goes to a class of its own.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from bdjax.models import Model
 
 
 def goodnet(first: jax.Array, second: jax.Array, num_classes: int) -> jax.Array:
@@ -32,34 +27,3 @@ def goodnet(first: jax.Array, second: jax.Array, num_classes: int) -> jax.Array:
     int32 [...] in [0, K]; K stands for "backdoored".
   """
   return jnp.where(first == second, first, jnp.int32(num_classes))
-
-
-def predict_goodnet(
-  backdoored: Model, pruned: Model, num_classes: int
-) -> Callable:
-  """GoodNet as a function of a batch, for `evaluation.over_images`.
-
-  Args:
-    backdoored: B.
-    pruned: B', as from `pruning.masked`.
-    num_classes: K.
-
-  Returns:
-    `((weights of B, weights of B'), key, images f32 [B,H,W,C]) -> int32 [B]`
-    in [0, K]; the key is not used.
-  """
-
-  def predict(args, key, images):
-    del key
-    both = [
-      model.apply(*weights, images, False)[0].argmax(-1).astype(jnp.int32)
-      for model, weights in zip((backdoored, pruned), args, strict=True)
-    ]
-    return goodnet(*both, num_classes)
-
-  return predict
-
-
-def coverage(answers: np.ndarray, num_classes: int) -> float:
-  """The share of answers int [...] that are one of the K classes."""
-  return float(np.mean(np.asarray(answers) < num_classes))
