@@ -30,6 +30,7 @@ from experiments.defending import flag
 from experiments.scanning import search as scanning
 from experiments.scanning import verdicts
 from experiments.scanning.case import Case, open_case
+from experiments.scanning.wording import print_scan, words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ def run(
     # What the searches needed to go on takes most of a gigabyte.
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
   if show:
-    verdicts.print_scan(out, directory)
+    print_scan(out, directory)
   return out
 
 
@@ -189,7 +190,7 @@ def _scan(
       "steps_of_all": whole,
       "steps_saved": 0.0 if reference.all() else max(0.0, 1 - steps / whole),
     },
-    "words": verdicts.words(
+    "words": words(
       judged,
       num,
       int(reference.sum()),
