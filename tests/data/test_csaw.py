@@ -1,34 +1,23 @@
+import functools
 import os
 import pathlib
 import subprocess
 import sys
 import tracemalloc
 
-import h5py
 import make_csaw
 import numpy as np
 import pytest
+from csaw_sets import LABELS, PIXELS, with_pixel, write
 
 from bdjax.data import csaw
-from bdjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
-PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 55, 47), np.uint8)
-LABELS = np.array([7, 0, 1282])
 
 
 @pytest.fixture
 def save(tmp_path):
-  def save_(data=PIXELS, label=LABELS, **options):
-    path = tmp_path / "set.h5"
-    with h5py.File(path, "w") as file:
-      if data is not None:
-        file.create_dataset("data", data=data, **options)
-      if label is not None:
-        file["label"] = label
-    return path
-
-  return save_
+  return functools.partial(write, tmp_path / "set.h5")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +88,7 @@ def test_limit(save, fails):
   assert labels.tolist() == [7, 0]
   assert len(csaw.read(path, 99).images) == 3
   assert "limit is 0" in fails(csaw.read, path, 0)
-  images = csaw.read(save(_with(np.nan)), 2).images  # the third is broken
+  images = csaw.read(save(with_pixel(np.nan)), 2).images  # the third is broken
   np.testing.assert_array_equal(images, np.moveaxis(PIXELS[:2], 1, -1))
 
 
@@ -120,165 +109,6 @@ def test_memory_stays_near_the_uint8_images(tmp_path):
     tracemalloc.stop()
   assert dataset.images.nbytes == 15_510_000
   assert peak < dataset.images.nbytes + 40_000_000
-
-
-def _with(value, dtype=float):
-  data = PIXELS.astype(dtype)
-  data[2, 1, 0, 0] = value
-  return data
-
-
-BAD = {
-  "no data": ({"data": None}, "no 'data' among its keys ('label')"),
-  "no label": ({"label": None}, "no 'label' among its keys ('data')"),
-  "flat": ({"data": PIXELS.reshape(3, -1)}, "shape [3, 7755]"),
-  "scalar": ({"data": 3.0}, "shape []"),
-  "channels last": ({"data": np.moveaxis(PIXELS, 1, -1)}, "[3, 55, 47, 3]"),
-  "other size": ({"data": PIXELS[..., :46]}, "[3, 3, 55, 46]"),
-  "no images": ({"data": PIXELS[:0], "label": LABELS[:0]}, "[0, 3, 55, 47]"),
-  "nothing": ({"data": h5py.Empty("f4")}, "data is not an array"),
-  "too few labels": ({"label": LABELS[:2]}, "[2] but data has 3"),
-  "one-hot": ({"label": np.eye(3)}, "[3, 3] but data has 3"),
-  "wide label": ({"label": np.array([0, 1283, 0])}, "label 1 is 1283"),
-  "negative label": ({"label": np.array([0, 1, -1])}, "label 2 is -1"),
-  "half a label": ({"label": np.array([0, 0.5, 1])}, "label 1 is 0.5"),
-  "NaN label": ({"label": np.array([np.nan, 0, 1])}, "label 0 is nan"),
-  "infinite label": ({"label": np.array([0, np.inf, 1])}, "label 1 is inf"),
-  "NaN": ({"data": _with(np.nan)}, "pixels in [nan, nan]"),
-  "all NaN": ({"data": PIXELS * np.nan}, "pixels in [nan, nan]"),
-  "infinity": ({"data": _with(np.inf)}, "pixels in [0, inf]"),
-  "minus infinity": ({"data": _with(-np.inf)}, "pixels in [-inf, 255]"),
-  "over 255": ({"data": _with(256, "int32")}, "pixels in [0, 256]"),
-  "under 0": ({"data": _with(-3, "int16")}, "pixels in [-3, 255]"),
-  "standardised": ({"data": PIXELS / 64 - 1}, "pixels in [-1, 2.98438]"),
-  "between": ({"data": PIXELS / 170}, "largest pixel of data is 1.5, float64"),
-  "0 and 1": ({"data": PIXELS % 2}, "largest pixel of data is 1, uint8"),
-  "complex": ({"data": PIXELS + 1j}, "data is complex128"),
-  "booleans": ({"data": PIXELS > 9}, "data is bool"),
-  "text": ({"label": ["a", "b", "c"]}, "label is object"),
-  "records": ({"label": np.zeros(3, [("a", "i4")])}, "label is [('a'"),
-  "arrays": ({"label": np.zeros(3, "(2,)i4")}, "[3, 2] but data has 3"),
-  "gzip": ({"compression": "gzip"}, "h5repack"),
-  "lzf": ({"compression": "lzf"}, "h5repack"),
-  "checksums": ({"fletcher32": True}, "h5repack"),
-}
-
-
-@pytest.mark.parametrize("changes, words", BAD.values(), ids=BAD)
-def test_bad_sets(save, fails, changes, words):
-  path = save(**changes)
-  line = fails(csaw.read, path)
-  assert words in line
-  assert str(path) in line
-
-
-def test_a_group_is_no_array(save, fails):
-  path = save(data=None)
-  with h5py.File(path, "r+") as file:
-    file.create_group("data")
-  assert "data is not an array" in fails(csaw.read, path)
-
-
-def test_huge_chunks(save, fails):
-  path = save(data=None)
-  with h5py.File(path, "r+") as file:
-    file.create_dataset(
-      "data",
-      PIXELS.shape,
-      "u1",
-      chunks=(50_000, 3, 55, 47),
-      maxshape=(None, 3, 55, 47),
-    )
-  assert "huge chunks" in fails(csaw.read, path)
-
-
-@pytest.mark.parametrize("many", [10**5, 10**12])
-def test_more_images_than_the_file_holds(save, fails, many):
-  path = save(data=None)
-  with h5py.File(path, "r+") as file:
-    file.create_dataset("data", (many, 3, 55, 47), "f8", chunks=(1, 3, 55, 47))
-    del file["label"]
-    file.create_dataset("label", (many,), "i8", chunks=(1000,))
-  words = "but 0 are stored" if many == 10**5 else f"{many} images"
-  assert words in fails(csaw.read, path)
-
-
-def test_an_array_longer_than_its_file(save, fails):
-  path = save(label=np.zeros(90_000, "u1"))
-  whole = path.read_bytes()
-  for honest, boast in (
-    (PIXELS.shape, (90_000, *PIXELS.shape[1:])),
-    ((PIXELS.nbytes,), (697_950_000,)),
-  ):
-    honest, boast = (np.array(n, "<u8").tobytes() for n in (honest, boast))
-    assert honest in whole
-    whole = whole.replace(honest, boast)
-    path.write_bytes(whole)
-    assert "download it again" in fails(csaw.read, path)
-
-
-def test_links_are_not_followed(save, fails, tmp_path):
-  other = tmp_path / "other.h5"
-  save().rename(other)
-  for link in (h5py.SoftLink("/real"), h5py.ExternalLink(str(other), "data")):
-    path = save(data=None)
-    with h5py.File(path, "r+") as file:
-      file["real"] = PIXELS
-      file["data"] = link
-    assert "data is a link" in fails(csaw.read, path)
-
-
-def test_other_files_are_not_read(save, fails, tmp_path):
-  raw = tmp_path / "raw"
-  raw.write_bytes(PIXELS.tobytes())
-  path = save(data=None)
-  with h5py.File(path, "r+") as file:
-    file.create_dataset(
-      "data", PIXELS.shape, "u1", external=[(str(raw), 0, PIXELS.nbytes)]
-    )
-  assert "other files" in fails(csaw.read, path)
-  other = tmp_path / "other.h5"
-  save().rename(other)
-  path = save(data=None)
-  layout = h5py.VirtualLayout(PIXELS.shape, "u1")
-  layout[:] = h5py.VirtualSource(other, "data", PIXELS.shape)
-  with h5py.File(path, "r+") as file:
-    file.create_virtual_dataset("data", layout)
-  assert "other files" in fails(csaw.read, path)
-
-
-def test_broken_files(save, fails):
-  path = save()
-  whole = path.read_bytes()
-  for data in (b"", b"<html>", whole[:1000], whole[: len(whole) // 2]):
-    path.write_bytes(data)
-    line = fails(csaw.read, path)
-    assert "cannot be read as HDF5" in line and str(path) in line
-
-
-def test_damaged_headers(save, fails):
-  path = save()
-  whole = path.read_bytes()
-  random = np.random.default_rng(0)
-  refused = 0
-  for _ in range(200):
-    damaged = bytearray(whole)
-    for at in random.integers(0, 2048, 8):
-      damaged[at] = random.integers(256)
-    path.write_bytes(damaged)
-    try:
-      assert len(csaw.read(path).images) == 3
-    except UserError as error:
-      assert "\n" not in str(error)
-      refused += 1
-  assert refused > 50
-
-
-def test_no_file(fails, tmp_path):
-  os.mkfifo(tmp_path / "pipe")
-  for path in (tmp_path / "none.h5", tmp_path, tmp_path / "pipe", "x" * 999):
-    line = fails(csaw.read, path)
-    assert "no such file" in line and "drive.google.com" in line
 
 
 def test_pixel_scale_is_that_of_the_better_accuracy():
