@@ -31,6 +31,7 @@ from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
 from experiments.defending import Exam, flag
 from experiments.defending.challenge import Challenge, load, network_name
+from experiments.defending.delivered import by_white
 from experiments.defending.subject import Subject
 from experiments.defending.table import print_table
 
@@ -193,7 +194,7 @@ def _results(
   return {
     "experiment": "csaw",
     "network": name,
-    "accuracy_by_white": network.accuracy,
+    "accuracy_by_white": by_white(network.accuracy),
     "measured": measured,
     "reported": _REPORTED.get(name, {}),
     **results.surroundings(info),

@@ -27,6 +27,7 @@ from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
 from experiments.defending import config as defending_config
 from experiments.defending import flag
+from experiments.defending.delivered import by_white
 from experiments.scanning import search as scanning
 from experiments.scanning import verdicts
 from experiments.scanning.case import Case, open_case
@@ -183,6 +184,7 @@ def _scan(
   return {
     "experiment": "scan",
     "network": case.network,
+    "accuracy_by_white": by_white(case.accuracy),
     "measured": {
       "backdoored": judged.labels("backdoored"),
       "suspect": judged.labels("suspect"),

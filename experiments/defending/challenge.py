@@ -94,13 +94,12 @@ def load(
     read[key] = csaw.read(paths[key])
   validation = read[sets.validation]
   network = open_network(
-    weights, Images((), *validation), model="deepid", white=white
+    weights,
+    Images((), *validation),
+    model="deepid",
+    white=white,
+    report=report,
   )
-  if network.accuracy:
-    shares = ", ".join(
-      f"{a:.2%} with {w:g}" for w, a in network.accuracy.items()
-    )
-    report(f"white is {network.white:g}: clean accuracy {shares}")
   classes = csaw.NUM_CLASSES
   info = data.Info(
     name=f"csaw-{name}",

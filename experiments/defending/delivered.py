@@ -10,6 +10,7 @@ from bdjax import compiler, models
 from bdjax.data import csaw, folders, npz
 from bdjax.errors import UserError
 from bdjax.models import Model, Weights, importers
+from experiments.common.runner import Report, quiet
 
 WHITES = (1.0, 255.0)
 # Images that say on which scale a network was trained; more say it no better.
@@ -92,6 +93,7 @@ def open_network(
   white: float | None = None,
   mean: tuple[float, ...] | None = None,
   std: tuple[float, ...] | None = None,
+  report: Report = quiet,
 ) -> Network:
   """The network whose weights are in a file.
 
@@ -105,6 +107,7 @@ def open_network(
       better, without labels 1.0.
     mean: subtracted from each channel before it, where white is 1.0.
     std: each channel is then divided by it.
+    report: told in one line what the images say of the scale.
 
   Raises:
     UserError: the file is no such network, or does not fit the images.
@@ -117,24 +120,11 @@ def open_network(
     )
   kind = model or _kind(shapes, path)
   settings = _settings(kind, shapes, path)
-  if white not in (None, *WHITES):
-    raise UserError(f"white is {white:g}: take 1 or 255")
-  if white == 255 and (mean or std):
-    raise UserError("a mean and std are of pixels in 0..1: take them, or 255")
   channels = images.images.shape[3]
-  for values in (mean, std):
-    if values is not None and len(values) != channels:
-      raise UserError(
-        f"a mean or std of {len(values)} numbers for {channels} channels: give "
-        "one a channel"
-      )
-    if values is not None and not np.isfinite(values).all():
-      raise UserError("a mean or std is not finite: give numbers")
-  if std is not None and min(std) <= 0:
-    raise UserError(f"a std of {min(std):g}: give positive numbers")
+  _check_scale(channels, white, mean, std)
 
   def make(value):
-    scaled = (1 / value,) * images.images.shape[3]
+    scaled = (1 / value,) * channels
     return models.get(
       kind,
       image_shape=images.images.shape[1:],
@@ -150,9 +140,25 @@ def open_network(
     white, accuracy = csaw.pixel_scale(
       lambda value: _accuracy(make(value), weights, images)
     )
+    shares = ", ".join(f"{a:.2%} with {w:g}" for w, a in accuracy.items())
+    report(f"white is {white:g}: clean accuracy {shares}")
   white = white or 1.0
   num_classes = settings["num_classes"]
   return Network(kind, make(white), weights, num_classes, white, accuracy)
+
+
+def by_white(accuracy: dict[float, float] | None) -> dict[str, float] | None:
+  """`Network.accuracy` as JSON has it, where keys are strings.
+
+  Args:
+    accuracy: by white; None where images did not decide.
+
+  Returns:
+    The same by "1" and "255"; None likewise.
+  """
+  if accuracy is None:
+    return None
+  return {f"{white:g}": share for white, share in accuracy.items()}
 
 
 def _kind(shapes: dict[str, tuple], path) -> str:
@@ -178,6 +184,23 @@ def _settings(kind: str, shapes: dict[str, tuple], path) -> dict[str, Any]:
     if kind == "resnet18" and first[0] == 7:
       settings["stem"] = "imagenet"
   return settings
+
+
+def _check_scale(channels: int, white, mean, std) -> None:
+  if white not in (None, *WHITES):
+    raise UserError(f"white is {white:g}: take 1 or 255")
+  if white == 255 and (mean or std):
+    raise UserError("a mean and std are of pixels in 0..1: take them, or 255")
+  for values in (mean, std):
+    if values is not None and len(values) != channels:
+      raise UserError(
+        f"a mean or std of {len(values)} numbers for {channels} channels: give "
+        "one a channel"
+      )
+    if values is not None and not np.isfinite(values).all():
+      raise UserError("a mean or std is not finite: give numbers")
+  if std is not None and min(std) <= 0:
+    raise UserError(f"a std of {min(std):g}: give positive numbers")
 
 
 def _check_labels(images: Images, num_classes: int, path) -> None:

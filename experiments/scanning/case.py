@@ -73,12 +73,8 @@ def _open_file(config: Any, report: Report) -> Case:
     white=config.pixels,
     mean=_numbers(config.mean, "--mean"),
     std=_numbers(config.std, "--std"),
+    report=report,
   )
-  if network.accuracy:
-    shares = ", ".join(
-      f"{a:.2%} with {w:g}" for w, a in network.accuracy.items()
-    )
-    report(f"white is {network.white:g}: clean accuracy {shares}")
   stem = pathlib.Path(config.weights).stem
   names = tuple(map(str, range(network.num_classes)))
   case = _case(

@@ -112,6 +112,22 @@ def test_a_second_call_takes_what_is_there(place, finished):
     experiment.run(_config(place, pixels=255))
 
 
+def test_the_accuracy_by_white_is_stored_as_it_is_returned(
+  place, tmp_path, monkeypatch
+):
+  """With one defence and no page, as these take most of the time."""
+  stages = {"pruning": experiment._STAGES["pruning"]}
+  monkeypatch.setattr(experiment, "_STAGES", stages)
+  monkeypatch.setattr(experiment, "_draw_page", lambda directory: None)
+  said = []
+  config = _config(place, pixels=None, output=str(tmp_path / "run"))
+  out = experiment.run(config, said.append)
+  assert set(out["accuracy_by_white"]) == {"1", "255"}
+  assert sum("white is" in line for line in said) == 1
+  stored = json.loads((tmp_path / "run" / "results.json").read_text())
+  assert stored == out
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [

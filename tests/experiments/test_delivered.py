@@ -6,7 +6,12 @@ from PIL import Image
 from bdjax import models
 from bdjax.errors import UserError
 from bdjax.models import importers
-from experiments.defending.delivered import Images, open_network, read_images
+from experiments.defending.delivered import (
+  Images,
+  by_white,
+  open_network,
+  read_images,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 
@@ -35,7 +40,9 @@ def resnet(tmp_path_factory):
 
 def test_kind_classes_and_width_are_those_of_the_file(resnet):
   model, weights, path = resnet
-  network = open_network(path, _images())
+  said = []
+  network = open_network(path, _images(), report=said.append)
+  assert not said and by_white(network.accuracy) is None
   assert (network.name, network.num_classes) == ("resnet18", 7)
   assert (network.white, network.accuracy) == (1.0, None)
   jax.tree.map(np.testing.assert_array_equal, network.weights, weights)
@@ -56,10 +63,18 @@ def test_the_scale_is_the_one_that_fits_the_labels(resnet):
       std=(1 / white,) * 3,
     )
     labels = _predict(scaled, weights, PIXELS)
-    network = open_network(path, _images(labels))
+    said = []
+    network = open_network(path, _images(labels), report=said.append)
     assert network.white == white
     assert network.accuracy[white] == 1.0
     assert network.accuracy[256.0 - white] < 1.0
+    shares = by_white(network.accuracy)
+    assert list(shares) == ["1", "255"]
+    assert shares[f"{white:g}"] == 1.0
+    one, other = (f"{share:.2%}" for share in shares.values())
+    assert said == [
+      f"white is {white:g}: clean accuracy {one} with 1, {other} with 255"
+    ]
 
 
 def test_a_mean_and_std_are_subtracted_and_divided_by(resnet):

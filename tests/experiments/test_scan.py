@@ -64,7 +64,10 @@ def _config(place, output, **kwargs):
 
 def test_a_file(delivered, tmp_path, capsys):
   config = _config(delivered, tmp_path / "out")
-  out = scan.run(config, show=True)
+  said = []
+  out = scan.run(config, said.append, show=True)
+  assert set(out["accuracy_by_white"]) == {"1", "255"}
+  assert sum("white is" in line for line in said) == 1
   assert json.loads((tmp_path / "out/results.json").read_text()) == out
   rows, steps = out["details"]["classes"], out["measured"]["steps"]
   assert [r["norm"] for r in rows] == sorted(r["norm"] for r in rows)
@@ -140,6 +143,7 @@ def test_a_run_with_few_classes_is_searched_whole(tmp_path):
   path = directory / "defenses/scan/results.json"
   assert json.loads(path.read_text()) == out
   assert out["measured"]["steps_saved"] == 0
+  assert out["accuracy_by_white"] is None
   assert out["details"]["rounds_of_bandit"] == 0
   rows = out["details"]["classes"]
   assert len(rows) >= 3
