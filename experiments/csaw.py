@@ -48,24 +48,23 @@ class Stage(NamedTuple):
 _STRIP = {"calibration": 2000}
 _DROPS = ("0.02", "0.04", "0.1")
 _REPAIRED = ("clean_accuracy_repaired", "attack_success_rate_repaired")
+
+
+def _at_drops(*names: str) -> tuple[str, ...]:
+  """Scores at each of the falls, drop by drop."""
+  return tuple(f"{name}_at_{drop}" for drop in _DROPS for name in names)
+
+
 _STAGES = {
   "pruning": Stage(
     pruning.DEFENSE,
     {"drops": ",".join(_DROPS)},
-    tuple(
-      f"{name}_at_{drop}"
-      for drop in _DROPS
-      for name in ("channels", "clean_accuracy", "attack_success_rate")
-    ),
+    _at_drops("channels", "clean_accuracy", "attack_success_rate"),
   ),
   "goodnet": Stage(
     goodnet.DEFENSE,
     {"drops": ",".join(_DROPS)},
-    tuple(
-      f"{name}_at_{drop}"
-      for drop in _DROPS
-      for name in ("clean_accuracy", "attack_success_rate")
-    ),
+    _at_drops("clean_accuracy", "attack_success_rate"),
   ),
   "fine_pruning": Stage(fine_pruning.DEFENSE, {}, _REPAIRED),
   "fine_pruning-value": Stage(
