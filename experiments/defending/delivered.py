@@ -67,6 +67,10 @@ def read_images(
       set of CSAW-HackML-2020; what else is a file, is a picture.
     shape: (H, W, C) that they must have; None to take them as they are.
 
+  Returns:
+    The images in the order of their file names, or of the arrays; labels where
+    the names or arrays tell them.
+
   Raises:
     UserError: there are none, or they are of another shape.
   """

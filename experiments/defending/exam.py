@@ -147,9 +147,15 @@ class Exam:
     return out
 
   def shares(self, name: str, hits: np.ndarray) -> dict[str, metrics.Score]:
-    """The share of triggered images that a bool [M] is true of, by its name.
+    """The share of triggered images that something is true of.
 
-    Where images with several triggers were given, that of each besides.
+    Args:
+      name: of the score.
+      hits: bool [M], in the order of `triggered`.
+
+    Returns:
+      The share by its name, with Wilson's interval; where images with several
+      triggers were given, that of each trigger besides, by `NAME_TRIGGER`.
     """
     out = {name: share_of(hits)}
     if self._given and len(self._given.names) > 1:

@@ -80,6 +80,10 @@ def width(config: Any, num_classes: int) -> int:
   Args:
     config: `experiments.scan.Config`.
     num_classes: K; not many more are taken.
+
+  Returns:
+    At least 1: `--class_batch` or its default, at most K, rounded up to a
+    multiple of the devices.
   """
   devices = sharding.make_mesh().size
   each = 1 if jax.default_backend() == "cpu" else 32

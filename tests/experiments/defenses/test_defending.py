@@ -40,6 +40,20 @@ def test_a_defense_leaves_everything_behind(fresh):
   assert after == sorted([*before, "defenses"])
 
 
+def test_strip_calibrates_on_as_many_images_as_told(fresh):
+  place = fresh / "clean-digits"
+  counts = [
+    defending.run(
+      strip.DEFENSE,
+      _strip(place, calibration=most, output=str(fresh / f"{most}")),
+    )["details"]["images_calibration"]
+    for most in (7, None)
+  ]
+  total = len(load(_strip(place), place, print).defender.labels)
+  # A fifth of the defender's images is laid over the others.
+  assert counts == [7, total - total // 5]
+
+
 def test_finished_is_not_repeated_and_other_flags_are_refused(fresh):
   lines, path = [], fresh / "clean-digits"
   out = defending.run(strip.DEFENSE, _strip(path))
