@@ -26,7 +26,12 @@ from experiments.common.rundir import read_json
 from experiments.common.runner import quiet
 from experiments.defending import flag
 from experiments.defending.challenge import network_name
-from experiments.defending.delivered import Images, Network, open_network
+from experiments.defending.delivered import (
+  Images,
+  Network,
+  numbers,
+  open_network,
+)
 from experiments.defending.subject import checksum, restore
 
 
@@ -56,6 +61,15 @@ class Config:
   pixels: int | None = flag(
     None, "With --repaired: what white was in training, 1 or 255 (default: 1)."
   )
+  mean: str | None = flag(
+    None,
+    "With --repaired: subtracted from the channels, with commas (default: 0).",
+  )
+  std: str | None = flag(
+    None,
+    "With --repaired: the channels are divided by it, with commas (default: "
+    "1).",
+  )
   format: str = flag("text", "text or json.")
 
 
@@ -78,19 +92,11 @@ def run(config: Config, images: list[str]) -> list[dict[str, Any]]:
   if config.format not in ("text", "json"):
     raise UserError(f"--format={config.format} is unknown: take text or json")
   pictures = _read(images)
-  if config.repaired:
-    if config.run or config.drop:
-      raise UserError("--run and --drop go without --repaired: leave them out")
-    white = 1 if config.pixels is None else config.pixels
-    path = pathlib.Path(config.repaired).expanduser()
-  else:
-    white, path = _from_run(config)
-  network = open_network(
-    config.weights, pictures, model=config.model, white=white
-  )
+  scale, path = (_from_flags if config.repaired else _from_run)(config)
+  network = open_network(config.weights, pictures, model=config.model, **scale)
   if not config.repaired:
     _check_same(network, path)
-  model, weights = _open_repaired(path, network, pictures)
+  model, weights = _open_repaired(path, network, pictures, scale)
   delivered = _labels(network.model, network.weights, pictures)
   repaired = _labels(model, weights, pictures)
   answers = goodnet(delivered, repaired, network.num_classes)
@@ -125,10 +131,23 @@ def _labels(model: Model, weights: Weights, pictures: Images) -> np.ndarray:
   return np.asarray(predict(weights, pixels))
 
 
-def _from_run(config: Config) -> tuple[float, pathlib.Path]:
-  """The scale of the pixels, and the pruned network, of a run."""
-  if config.pixels is not None:
-    raise UserError("--pixels goes with --repaired: a run knows it")
+def _from_flags(config: Config) -> tuple[dict[str, Any], pathlib.Path]:
+  """How pixels are scaled, for `open_network`, and the repaired network."""
+  if config.run or config.drop:
+    raise UserError("--run and --drop go without --repaired: leave them out")
+  scale = {
+    "white": 1 if config.pixels is None else config.pixels,
+    "mean": numbers(config.mean, "--mean"),
+    "std": numbers(config.std, "--std"),
+  }
+  return scale, pathlib.Path(config.repaired).expanduser()
+
+
+def _from_run(config: Config) -> tuple[dict[str, Any], pathlib.Path]:
+  """The same of a run, and its pruned network."""
+  for name in ("pixels", "mean", "std"):
+    if getattr(config, name) is not None:
+      raise UserError(f"--{name} goes with --repaired: a run knows it")
   name = config.run or f"runs/csaw-{network_name(config.weights)}"
   place = pathlib.Path(name).expanduser()
   stored = read_json(place / "config.json")
@@ -147,7 +166,7 @@ def _from_run(config: Config) -> tuple[float, pathlib.Path]:
     raise UserError(
       f"--drop={drop}: {place} has {there or 'no pruned network'}"
     )
-  return stored["white"], path
+  return {"white": stored["white"]}, path
 
 
 def _check_same(network: Network, repaired: pathlib.Path) -> None:
@@ -161,12 +180,13 @@ def _check_same(network: Network, repaired: pathlib.Path) -> None:
 
 
 def _open_repaired(
-  path: pathlib.Path, network: Network, pictures: Images
+  path: pathlib.Path,
+  network: Network,
+  pictures: Images,
+  scale: dict[str, Any],
 ) -> tuple[Model, Weights]:
   if not os.path.isdir(path):
-    repaired = open_network(
-      path, pictures, model=network.name, white=network.white
-    )
+    repaired = open_network(path, pictures, model=network.name, **scale)
     if repaired.num_classes != network.num_classes:
       raise UserError(
         f"{path} has {repaired.num_classes} classes and --weights "

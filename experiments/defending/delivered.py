@@ -151,6 +151,25 @@ def open_network(
   return Network(kind, make(white), weights, num_classes, white, accuracy)
 
 
+def numbers(text: str | None, name: str) -> tuple[float, ...] | None:
+  """A mean or std as flags give it.
+
+  Args:
+    text: numbers with commas; None where the flag is not given.
+    name: of the flag, `--mean`.
+
+  Returns:
+    The numbers, one a channel; None where there is no text.
+
+  Raises:
+    UserError: these are no numbers.
+  """
+  try:
+    return None if text is None else tuple(map(float, text.split(",")))
+  except ValueError:
+    raise UserError(f"{name}={text} are no numbers with commas") from None
+
+
 def by_white(accuracy: dict[float, float] | None) -> dict[str, float] | None:
   """`Network.accuracy` as JSON has it, where keys are strings.
 

@@ -71,8 +71,8 @@ def _open_file(config: Any, report: Report) -> Case:
     images,
     model=config.model,
     white=config.pixels,
-    mean=_numbers(config.mean, "--mean"),
-    std=_numbers(config.std, "--std"),
+    mean=delivered.numbers(config.mean, "--mean"),
+    std=delivered.numbers(config.std, "--std"),
     report=report,
   )
   stem = pathlib.Path(config.weights).stem
@@ -89,13 +89,6 @@ def _open_file(config: Any, report: Report) -> Case:
     white=network.white,
   )
   return case._replace(accuracy=network.accuracy)
-
-
-def _numbers(text: str | None, name: str) -> tuple[float, ...] | None:
-  try:
-    return None if text is None else tuple(map(float, text.split(",")))
-  except ValueError:
-    raise UserError(f"{name}={text} are no numbers with commas") from None
 
 
 def _open_run(config: Any, report: Report) -> Case:
