@@ -30,14 +30,13 @@ def examine(
   """Accuracy and ASR with "backdoored" as an answer, and coverage."""
   del config, space
   num = len(defender.class_names)
-  # One pass for all: the whole network's answers first, then each copy's.
+  # One pass for all: the whole network's answers first, then the copies'.
   function = pruning.predict_prefixes(defender.model, found.layer)
-  masks = found.curve.masks[np.array([0, *found.stops.values()])]
-  args = (defender.weights, masks)
+  args = (defender.weights, found.curve.order)
   clean = exam.clean(function, args)
   triggered = exam.triggered(function, args) if exam.has_attack else None
   measured = {}
-  for copy, text in enumerate(found.stops, 1):
+  for text, copy in found.stops.items():
     answers = np.asarray(goodnet(clean[:, 0], clean[:, copy], num))
     measured[f"clean_accuracy_at_{text}"] = share_of(answers == exam.labels)
     measured[f"clean_coverage_at_{text}"] = share_of(answers < num)

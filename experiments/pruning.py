@@ -78,7 +78,7 @@ def examine(
   """Clean accuracy and ASR for every number of channels pruned."""
   curve, layer = found.curve, found.layer
   function = pruning.predict_prefixes(defender.model, layer)
-  args = (defender.weights, curve.masks)
+  args = (defender.weights, curve.order)
   clean = exam.clean(function, args) == exam.labels[:, None]
   curves = {"clean accuracy": clean.mean(0)}
   hits = None

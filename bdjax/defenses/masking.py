@@ -16,7 +16,8 @@ from bdjax.models import Model, Weights, layers
 from bdjax.models.base import no_tap
 
 
-def _require(layer: str, names: Iterable[str]) -> None:
+def require(layer: str, names: Iterable[str]) -> None:
+  """Raises `UserError` where there is no such layer."""
   if layer not in names:
     raise UserError(
       f"the model has no layer {layer!r}; take one of {', '.join(names)}"
@@ -33,7 +34,7 @@ def check_layer(
   """
   names = list(layers(model, image_shape))
   layer = names[-1] if layer is None else layer
-  _require(layer, names)
+  require(layer, names)
   return layer
 
 
@@ -68,7 +69,7 @@ def masked(model: Model, channels: dict[str, int] | None = None) -> Model:
 
     out = model.apply(params["network"], batch_stats, images, train, mask_first)
     for layer in masks:
-      _require(layer, seen)
+      require(layer, seen)
     return out
 
   def features(params, batch_stats, images):
@@ -105,6 +106,20 @@ def prune(weights: Weights, masks: dict[str, jax.Array]) -> Weights:
   )
 
 
+def layer_outputs(
+  model: Model, weights: Weights, images: jax.Array
+) -> dict[str, jax.Array]:
+  """What every layer gives, in order; under jit, what is not used is free."""
+  found = {}
+
+  def keep(name, x):
+    found[name] = x
+    return x
+
+  model.apply(*weights, images, False, keep)
+  return found
+
+
 def layer_output(
   model: Model, weights: Weights, images: jax.Array, layer: str
 ) -> jax.Array:
@@ -122,14 +137,8 @@ def layer_output(
   Raises:
     UserError: there is no such layer.
   """
-  found = {}
-
-  def keep(name, x):
-    found[name] = x
-    return x
-
-  model.apply(*weights, images, False, keep)
-  _require(layer, found)
+  found = layer_outputs(model, weights, images)
+  require(layer, found)
   return found[layer]
 
 

@@ -17,10 +17,10 @@ from bdjax import evaluation
 from bdjax.defenses.masking import (
   check_layer,
   layer_output,
-  mask_channels,
   masked,
   prune,
 )
+from bdjax.defenses.prefixes import predict_prefixes, prefix_masks
 from bdjax.models import Model
 
 __all__ = [
@@ -69,54 +69,6 @@ def order(activations: jax.Array) -> jax.Array:
   return jnp.argsort(activations)
 
 
-def prefix_masks(order: jax.Array) -> jax.Array:
-  """All the networks that pruning passes through.
-
-  Args:
-    order: int [C], a permutation.
-
-  Returns:
-    float32 [C+1,C]; row k is 0 for the first k channels of the order.
-  """
-  rank = jnp.argsort(order)  # of each channel in the order
-  count = jnp.arange(order.shape[0] + 1, dtype=rank.dtype)
-  return (rank[None, :] >= count[:, None]).astype(jnp.float32)
-
-
-def predict_prefixes(model: Model, layer: str) -> Callable:
-  """Predictions under many masks for one pass through what precedes them.
-
-  The layer's output is computed once, and then masked and put in its own
-  place for every mask: all of the network before it is then dead code, which
-  the compiler drops from the loop. For the last layer only the head runs
-  again. For `evaluation.over_images` and `over_triggered`.
-
-  Args:
-    model: the model.
-    layer: whose output is masked.
-
-  Returns:
-    `((weights, masks f32 [P,c]), key, images f32 [B,H,W,C]) -> int32 [B,P]`;
-    the key is not used.
-  """
-
-  def predict(args, key, images):
-    del key
-    weights, masks = args
-    output = layer_output(model, weights, images, layer)
-
-    def under(mask):
-      def replace(name, x):
-        return mask_channels(output, mask) if name == layer else x
-
-      logits, _ = model.apply(*weights, images, False, replace)
-      return logits.argmax(-1).astype(jnp.int32)
-
-    return jax.lax.map(under, masks).T
-
-  return predict
-
-
 class Curve(NamedTuple):
   """What pruning channel by channel does, on the defender's data.
 
@@ -146,10 +98,9 @@ def make_curve(
 
   def curve(weights, images, labels):
     channels = order(activations(weights, images))
-    masks = prefix_masks(channels)
-    predictions = predict((weights, masks), jax.random.key(0), images)
+    predictions = predict((weights, channels), jax.random.key(0), images)
     hits = np.asarray(predictions) == np.asarray(labels)[:, None]
-    return Curve(channels, masks, hits.mean(0))
+    return Curve(channels, prefix_masks(channels), hits.mean(0))
 
   return curve
 

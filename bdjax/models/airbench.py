@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize, Tap
+from bdjax.models.base import Classifier, Normalize, Tap
 
 SMALLEST_SIDE = 9  # pixels; of less the third pooling leaves nothing
 _LOGIT_SCALE = 1 / 9
@@ -112,13 +112,15 @@ class Group(nnx.Module):
     return tap(f"{name}.conv_2", x)
 
 
-class AirBench(nnx.Module):
+class AirBench(Classifier):
   """Whitening, groups of 64, 256 and 256 channels, global max pool, linear.
 
   1,972,992 parameters for 32x32x3 images and ten classes. It differs from the
   paper in that the whitening layer has no bias and GELU is its approximation
   by tanh.
   """
+
+  entry = ("logits",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
@@ -145,6 +147,10 @@ class AirBench(nnx.Module):
       x = group(x, train, tap, f"groups.{i}")
     return x
 
-  def head(self, x: jax.Array) -> jax.Array:
-    """Logits [B,K] of features."""
-    return _LOGIT_SCALE * self.logits(x.max((1, 2)))
+  def enter(self, x: jax.Array) -> jax.Array:
+    """The linear layer's sums [B,K] of features."""
+    return self.logits(x.max((1, 2)))
+
+  def leave(self, sums: jax.Array) -> jax.Array:
+    """Logits [B,K] of the linear layer's sums."""
+    return _LOGIT_SCALE * sums

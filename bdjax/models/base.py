@@ -29,6 +29,26 @@ def no_tap(layer: str, x: jax.Array) -> jax.Array:
   return x
 
 
+class HeadInTwo(NamedTuple):
+  """A head as `leave(enter(features))`, where channels only add up at first.
+
+  `enter` is a sum over channels: it may pool each by itself, with what gives
+  zeros for zeros, and then is linear. What a channel adds does not depend on
+  the others, and comes from its own weights alone.
+
+  Attributes:
+    enter: `(params, batch_stats, features) -> sums`, a tree of [B,...].
+    leave: `(params, batch_stats, sums) -> logits` float32 [B,K].
+    of_channel: `(params, channel int32 scalar, C) -> params`, with which
+      `enter` of that channel alone, [B,h,w,1], is what it adds to the sums.
+      Biases are 0 there; they are what `enter` of zeros gives.
+  """
+
+  enter: Callable[..., Any]
+  leave: Callable[..., jax.Array]
+  of_channel: Callable[..., Variables]
+
+
 class Model(NamedTuple):
   """Pure functions of an image classifier, in the manner of optax.
 
@@ -51,6 +71,7 @@ class Model(NamedTuple):
     prepare: `(params, batch_stats, images) -> batch_stats`, before the first
       step, with images of the training set: for a network with a layer that is
       computed from them. The others leave `batch_stats` as they are.
+    head_in_two: the same in two parts; None where it has no such parts.
   """
 
   init: Callable[..., tuple[Variables, Variables]]
@@ -60,6 +81,7 @@ class Model(NamedTuple):
   prepare: Callable[..., Variables] = lambda params, batch_stats, images: (
     batch_stats
   )
+  head_in_two: HeadInTwo | None = None
 
 
 class Generator(NamedTuple):
@@ -95,10 +117,29 @@ class Normalize(nnx.Module):
     return (images - mean) / std
 
 
-def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-  """Turns a module with `features(x, train, tap)` and `head(x)` into a `Model`.
+class Classifier(nnx.Module):
+  """A network: `features(images, train, tap)`, and a head in two parts.
 
-  One that has to see images first also has `prepare(images)`.
+  The head is `leave(enter(features))`, see `HeadInTwo`. A network without
+  such parts has a `head` of its own and no `entry`.
+
+  Attributes:
+    entry: the layers of `enter`, linear ones and convolutions, by name. Their
+      inputs are the features, a linear layer's flattened channels last.
+  """
+
+  entry: tuple[str, ...] = ()
+
+  def head(self, x: jax.Array) -> jax.Array:
+    """Logits [B,K] of features."""
+    return self.leave(self.enter(x))
+
+  def prepare(self, images: jax.Array) -> None:
+    """Sees images of the training set, f32 [N,H,W,C] in [0,1]."""
+
+
+def from_module(make: Callable[[nnx.Rngs], Classifier]) -> Model:
+  """Turns a network into a `Model`.
 
   Args:
     make: builds the module from its random streams.
@@ -107,7 +148,8 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
   def split(module):
     return nnx.split(module, nnx.Param, nnx.BatchStat)
 
-  graphdef = nnx.eval_shape(lambda: split(make(nnx.Rngs(0))))[0]
+  shapes = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+  graphdef, entry = split(shapes)[0], shapes.entry
 
   def merge(params, batch_stats):
     return nnx.merge(graphdef, params, batch_stats)
@@ -130,11 +172,32 @@ def from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
 
   def prepare(params, batch_stats, images):
     module = merge(params, batch_stats)
-    if hasattr(module, "prepare"):
-      module.prepare(images)
+    module.prepare(images)
     return nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-  return Model(init, apply, features, head, prepare)
+  def enter(params, batch_stats, x):
+    return merge(params, batch_stats).enter(x)
+
+  def leave(params, batch_stats, sums):
+    return merge(params, batch_stats).leave(sums).astype(jnp.float32)
+
+  def of_channel(params, channel, channels):
+    own = {
+      layer: _of_channel(params[layer], channel, channels) for layer in entry
+    }
+    return params | own
+
+  halves = HeadInTwo(enter, leave, of_channel) if entry else None
+  return Model(init, apply, features, head, prepare, halves)
+
+
+def _of_channel(layer: Variables, channel: jax.Array, channels: int):
+  """A layer's part that reads one channel of its input; no bias."""
+  *window, rows, units = layer["kernel"].shape
+  # Of a flattened input every `channels`-th row; of others the one row.
+  kernel = layer["kernel"].reshape(*window, rows // channels, channels, units)
+  own = {name: jnp.zeros_like(x) for name, x in layer.items()}
+  return own | {"kernel": kernel[..., channel, :]}
 
 
 def generator_from_module(make: Callable[[nnx.Rngs], nnx.Module]) -> Generator:

@@ -4,14 +4,16 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize, Tap
+from bdjax.models.base import Classifier, Normalize, Tap
 
 
-class CNN(nnx.Module):
+class CNN(Classifier):
   """Two 3x3 convolutions (16, 32), each pooled, and 128 hidden units.
 
   206,922 parameters for 28x28x1 images and ten classes.
   """
+
+  entry = ("hidden",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
@@ -44,7 +46,10 @@ class CNN(nnx.Module):
     x = tap("conv_1", conv.max_pool(nnx.relu(self.conv_1(x))))
     return tap("conv_2", conv.max_pool(nnx.relu(self.conv_2(x))))
 
-  def head(self, x: jax.Array) -> jax.Array:
-    """Logits [B,K] of features."""
-    x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
-    return self.logits(x)
+  def enter(self, x: jax.Array) -> jax.Array:
+    """Features to the hidden units, before they are rectified."""
+    return self.hidden(x.reshape(x.shape[0], -1))
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Hidden units to logits [B,K]."""
+    return self.logits(nnx.relu(x))

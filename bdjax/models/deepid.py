@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize, Tap
+from bdjax.models.base import Classifier, Normalize, Tap
 
 # The smallest image that leaves `conv_4` its 2x2 window.
 SMALLEST_SIDE = 31
@@ -13,7 +13,7 @@ SMALLEST_SIDE = 31
 STD_OF_BYTES = (1 / 255,) * 3
 
 
-class DeepID(nnx.Module):
+class DeepID(Classifier):
   """DeepID (Sun, Wang and Tang 2014, section 3), as the challenge cut it.
 
   Four VALID convolutions: 20 of 4x4, 40 and 60 of 3x3, each pooled, and 80 of
@@ -25,6 +25,8 @@ class DeepID(nnx.Module):
   `importers.load_keras` gives are the params. `conv_4` belongs to the head
   and is not tapped: what is pruned is `pool_3`, the output of `conv_3`.
   """
+
+  entry = ("fc_1", "conv_4")
 
   def __init__(self, *, image_shape, num_classes, mean, std, dtype, rngs):
     height, cols, channels = image_shape
@@ -61,11 +63,15 @@ class DeepID(nnx.Module):
     x = tap("conv_2", conv.max_pool(nnx.relu(self.conv_2(x))))
     return tap("conv_3", conv.max_pool(nnx.relu(self.conv_3(x))))
 
-  def head(self, x: jax.Array) -> jax.Array:
-    """Logits [B,K] of features."""
-    y = nnx.relu(self.conv_4(x))
-    x, y = (z.reshape(z.shape[0], -1) for z in (x, y))
-    return self.output(nnx.relu(self.fc_1(x) + self.fc_2(y)))
+  def enter(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Features to [B,160] of `fc_1` and to `conv_4`, not rectified."""
+    return self.fc_1(x.reshape(x.shape[0], -1)), self.conv_4(x)
+
+  def leave(self, sums: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Both to logits [B,K]."""
+    x, y = sums
+    y = nnx.relu(y).reshape(y.shape[0], -1)
+    return self.output(nnx.relu(x + self.fc_2(y)))
 
 
 def _pooled(side: int) -> int:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize, Tap
+from bdjax.models.base import Classifier, Normalize, Tap
 
 
 def _conv(fan_in, fan_out, window, stride, *, dtype, rngs):
@@ -53,13 +53,15 @@ class Block(nnx.Module):
     return tap(name, nnx.relu(x + y))
 
 
-class ResNet18(nnx.Module):
+class ResNet18(Classifier):
   """ResNet-18: stem, four stages of two blocks, average pool, linear layer.
 
   `stem='cifar'`: 3x3, no pooling; 11,173,962 parameters for ten classes and
   width 64. `stem='imagenet'`: torchvision's 7x7 with stride 2 and 3x3 max
   pool; 11,181,642.
   """
+
+  entry = ("logits",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, stem, rngs
@@ -92,6 +94,10 @@ class ResNet18(nnx.Module):
       x = block(x, train, tap, f"blocks.{i}")
     return x
 
-  def head(self, x: jax.Array) -> jax.Array:
-    """Logits [B,K] of features."""
+  def enter(self, x: jax.Array) -> jax.Array:
+    """Features to logits [B,K]: all of the head is linear."""
     return self.logits(x.mean((1, 2), dtype=jnp.float32))
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Logits as they are."""
+    return x

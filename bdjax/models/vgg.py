@@ -4,15 +4,17 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Normalize, Tap
+from bdjax.models.base import Classifier, Normalize, Tap
 
 
-class MiniVGG(nnx.Module):
+class MiniVGG(Classifier):
   """Six 3x3 convolutions in three pooled pairs, then 512 hidden units.
 
   With width 64: 64-64, 128-128, 256-256 filters, batch normalisation after
   each convolution (Simonyan and Zisserman, 2015, cut down).
   """
+
+  entry = ("hidden",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
@@ -50,7 +52,10 @@ class MiniVGG(nnx.Module):
       x = tap(f"convs.{i}", x)
     return x
 
-  def head(self, x: jax.Array) -> jax.Array:
-    """Logits [B,K] of features."""
-    x = nnx.relu(self.hidden(x.reshape(x.shape[0], -1)))
-    return self.logits(x)
+  def enter(self, x: jax.Array) -> jax.Array:
+    """Features to the hidden units, before they are rectified."""
+    return self.hidden(x.reshape(x.shape[0], -1))
+
+  def leave(self, x: jax.Array) -> jax.Array:
+    """Hidden units to logits [B,K]."""
+    return self.logits(nnx.relu(x))

@@ -67,10 +67,12 @@ def test_mean_activations_are_over_images_and_positions(batch):
 def _prefixes(name, layer):
   model, weights = network(name)
   order = jax.random.permutation(KEY, models.layers(model, SHAPE)[layer])
-  return model, weights, pruning.prefix_masks(order)
+  return model, weights, order
 
 
-def _check_against_a_loop(got, model, weights, layer, masks):
+def _check_against_a_loop(got, model, weights, layer, order):
+  masks = pruning.prefix_masks(order)
+
   @jax.jit
   def one(mask):
     pruned = pruning.prune(weights, {layer: mask})
@@ -85,36 +87,36 @@ def _check_against_a_loop(got, model, weights, layer, masks):
 
 @pytest.mark.parametrize("layer", ["conv_1", "conv_2"])
 def test_all_prefixes_at_once_equal_a_loop_of_masked_models(layer):
-  model, weights, masks = _prefixes("cnn", layer)
+  model, weights, order = _prefixes("cnn", layer)
   run = evaluation.over_images(pruning.predict_prefixes(model, layer), 8, MESH)
-  got = run((weights, masks), KEY, IMAGES)
-  _check_against_a_loop(got, model, weights, layer, masks)
+  got = run((weights, order), KEY, IMAGES)
+  _check_against_a_loop(got, model, weights, layer, order)
 
 
 @pytest.mark.parametrize("layer, again", [("blocks.7", 0), ("blocks.6", 2)])
 def test_the_trunk_runs_once_for_all_prefixes(layer, again):
   """Convolutions counted in the compiled program; the loop is a `while`."""
-  model, weights, masks = _prefixes("resnet18", layer)
+  model, weights, order = _prefixes("resnet18", layer)
   images = IMAGES.astype(jnp.float32) / 255
   predict = jax.jit(pruning.predict_prefixes(model, layer))
-  program = predict.lower((weights, masks), KEY, images).compile()
+  program = predict.lower((weights, order), KEY, images).compile()
   text = program.as_text().splitlines()
   lines = [line for line in text if " convolution(" in line]
   assert len(lines) == 20  # ResNet-18's, each once
   assert sum("/while/body/" in line for line in lines) == again
-  got = program((weights, masks), KEY, images)
-  _check_against_a_loop(got, model, weights, layer, masks)
+  got = program((weights, order), KEY, images)
+  _check_against_a_loop(got, model, weights, layer, order)
 
 
 def test_prefixes_of_many_networks_equal_a_loop():
-  model, weights, masks = _prefixes("cnn", "conv_2")
+  model, weights, order = _prefixes("cnn", "conv_2")
   both = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), weights)
   images = IMAGES[:4].astype(jnp.float32) / 255
   predict = jax.jit(pruning.predict_prefixes(model, "conv_2"))
-  got = jax.vmap(predict, ((0, None), None, None))((both, masks), KEY, images)
+  got = jax.vmap(predict, ((0, None), None, None))((both, order), KEY, images)
   for i in (0, 1):
     one = jax.tree.map(lambda x, i=i: x[i], both)
-    np.testing.assert_array_equal(got[i], predict((one, masks), KEY, images))
+    np.testing.assert_array_equal(got[i], predict((one, order), KEY, images))
 
 
 def test_the_curve_is_of_the_defenders_data():
