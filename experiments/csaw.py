@@ -25,7 +25,7 @@ from experiments import (
   strip,
   strip_fine_pruning,
 )
-from experiments.common import results
+from experiments.common import profiling, results
 from experiments.common.cli import say, serve
 from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
@@ -134,6 +134,10 @@ class Config:
     None, "Where results go (default: runs/csaw-NETWORK)."
   )
   overwrite: bool = flag(False, "Starts over where there are results.")
+  profile: str | None = flag(
+    None,
+    "Directory for a trace of each defence, for Perfetto or TensorBoard.",
+  )
 
 
 def run(
@@ -210,6 +214,7 @@ def _check(config: Config) -> None:
     if getattr(config, needed) is None:
       raise UserError(f"--{needed} is missing: see --help")
   defending.check_ranges(config)
+  profiling.check(config.profile)
 
 
 def _before(network: Challenge) -> dict[str, Any]:
@@ -237,7 +242,7 @@ def _defend(
       chosen["eval_images"] = config.eval_images
     found[name] = defending.run_on(
       stage.defense,
-      stage.defense.config(seed=config.seed, **chosen),
+      stage.defense.config(seed=config.seed, profile=config.profile, **chosen),
       subject,
       directory / "defenses" / name,
       report,

@@ -26,7 +26,7 @@ from bdjax.training import TrainState
 from experiments import defending, fine_pruning
 from experiments import pruning as pruning_experiment
 from experiments.common import config as attack_config
-from experiments.common import results
+from experiments.common import profiling, results
 from experiments.common.cli import say, serve
 from experiments.common.program import build, make_keys
 from experiments.common.rundir import open_run, write_json
@@ -92,6 +92,7 @@ def run(
     UserError: something the user can put right.
   """
   check(config)
+  profiling.check(config.profile)
   if not config.run or not config.clean_run:
     raise UserError(
       "take --run=runs/NAME of an attack and --clean_run=runs/NAME of the same "
@@ -212,7 +213,10 @@ def _backdoor(config, subject, begin, directory, report):
   """Trains the attack into a masked network; resumes like any training."""
   changes = {"epochs": config.epochs} if config.epochs else {}
   resolved = dataclasses.replace(
-    subject.config, checkpoint_seconds=60.0, **changes
+    subject.config,
+    checkpoint_seconds=60.0,
+    profile=config.profile,
+    **changes,
   )
   program = build(
     resolved, subject.splits, pruning.masked(subject.defender.model)

@@ -21,7 +21,7 @@ from bdjax import plots
 from bdjax.attacks.triggers import Trigger, stamp
 from bdjax.defenses import k_arm, neural_cleanse
 from experiments import defending
-from experiments.common import results
+from experiments.common import profiling, results
 from experiments.common.cli import say, serve
 from experiments.common.rundir import once, open_run
 from experiments.common.runner import Report, quiet
@@ -108,6 +108,11 @@ class Config:
   overwrite: bool = flag(
     False, "Starts over where there are results.", free=True
   )
+  profile: str | None = flag(
+    None,
+    "Directory for a trace of all of it, for Perfetto or TensorBoard.",
+    free=True,
+  )
   checkpoint_seconds: float = flag(
     60.0, "Longest time between two checkpoints.", low=0, free=True
   )
@@ -130,6 +135,7 @@ def run(
     UserError: something the user can put right.
   """
   defending.check_ranges(config)
+  profiling.check(config.profile)
   case = open_case(config, report)
   place = case.place
   if config.output:
@@ -144,13 +150,18 @@ def run(
     out = once(
       directory,
       report,
-      lambda: _scan(config, case, directory, report) | {"config": identity},
+      lambda: _traced(config, case, directory, report) | {"config": identity},
     )
     # What the searches needed to go on takes most of a gigabyte.
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
   if show:
     print_scan(out, directory)
   return out
+
+
+def _traced(config, case, directory, report) -> dict[str, Any]:
+  with profiling.traced(config.profile):
+    return _scan(config, case, directory, report)
 
 
 def _scan(

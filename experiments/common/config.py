@@ -191,6 +191,12 @@ class Config:
   checkpoint_seconds: float = flag(
     60.0, "Longest training time between two checkpoints.", free=True
   )
+  profile: str | None = flag(
+    None,
+    "Directory for a trace of the second to the fourth call of the training, "
+    "for Perfetto or TensorBoard.",
+    free=True,
+  )
   dry_run: bool = flag(
     False, "Prints what would be done, and does nothing.", free=True
   )

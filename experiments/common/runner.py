@@ -13,7 +13,7 @@ import jax
 from bdjax import data, metrics, models
 from bdjax.data import Splits
 from bdjax.errors import UserError
-from experiments.common import figures, plan, results, scores
+from experiments.common import figures, plan, profiling, results, scores
 from experiments.common.config import (
   Config,
   differences,
@@ -65,6 +65,7 @@ def run(
     if config.dry_run:
       print(plan.describe(program, splits))
       return None
+    profiling.check(config.profile)
     with open_run(
       config.directory,
       identity(config),
@@ -210,7 +211,7 @@ def _benchmark(config, runs: pathlib.Path, report) -> metrics.Score:
 def _clean(config: Config, runs: pathlib.Path) -> Config:
   """The benchmark's configuration, under a name that is its own or free."""
   names = {f.name for f in fields_of("clean")}
-  names -= {"run_name", "overwrite", "dry_run"}
+  names -= {"run_name", "overwrite", "profile", "dry_run"}
   kept = {name: getattr(config, name) for name in names}
   clean = Config("clean", config.data_sha256, **kept)
   clean = resolve(dataclasses.replace(clean, runs_dir=str(runs)))

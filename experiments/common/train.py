@@ -18,6 +18,7 @@ from bdjax import sharding, training
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import Splits
 from bdjax.errors import UserError
+from experiments.common.profiling import Calls
 from experiments.common.program import Program, make_keys
 from experiments.common.rundir import MetricsLog
 
@@ -145,7 +146,8 @@ class _Loop:
       return carry
     saved = last = time.perf_counter()
     spent = self.seconds["train"]
-    with _progress(program.total_steps, int(carry.state.step)) as bar:
+    bar = _progress(program.total_steps, int(carry.state.step))
+    with bar, Calls(config.profile) as calls:
       for step, latest, metrics in training.fit(
         call,
         carry,
@@ -172,6 +174,8 @@ class _Loop:
           saved = last = time.perf_counter()
         if stop:
           break
+        if calls.count():  # a trace began or ended, which takes a while
+          last = time.perf_counter()
     return carry
 
   def _record(self, step, metrics, seconds, spent):

@@ -67,6 +67,12 @@ class Config:
   overwrite: bool = flag(
     False, "Starts over where there are results.", free=True
   )
+  profile: str | None = flag(
+    None,
+    "Directory for a trace of all of it, for Perfetto or TensorBoard; of "
+    "pruning_aware, of three calls of its training.",
+    free=True,
+  )
 
 
 def check(config: Config) -> None:

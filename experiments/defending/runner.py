@@ -15,7 +15,7 @@ from bdjax.checkpoints import Checkpoints
 from bdjax.errors import UserError
 from bdjax.models import Weights
 from bdjax.training import TrainState
-from experiments.common import results
+from experiments.common import profiling, results
 from experiments.common.cli import say, serve
 from experiments.common.rundir import (
   disk_errors,
@@ -148,6 +148,7 @@ def run(
     UserError: something the user can put right.
   """
   check(config)
+  profiling.check(config.profile)
   places = members(config)
   root = pathlib.Path(config.run or config.checkpoint).expanduser()
   if places == [root]:
@@ -234,12 +235,13 @@ def _defend(defense, config, subject: Subject, directory, report):
     root_key(config.seed, subject.config.seed)
   )
   space = Space(directory, report, defense_key)
-  begin = time.perf_counter()
-  found = defense.defend(subject.defender, config, space)
-  middle = time.perf_counter()
-  exam = Exam(subject, exam_key, config.eval_images or defense.eval_images)
-  findings = defense.examine(found, subject.defender, exam, config, space)
-  end = time.perf_counter()
+  with profiling.traced(config.profile):
+    begin = time.perf_counter()
+    found = defense.defend(subject.defender, config, space)
+    middle = time.perf_counter()
+    exam = Exam(subject, exam_key, config.eval_images or defense.eval_images)
+    findings = defense.examine(found, subject.defender, exam, config, space)
+    end = time.perf_counter()
   return {
     "defense": defense.name,
     "config": identity(config) | subject.identity(),
