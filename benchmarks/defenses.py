@@ -38,12 +38,11 @@ def time_neural_cleanse(model, weights, shape, repeats):
   settings = neural_cleanse.Settings(steps=2, updates=8, asr_threshold=1.0)
   mesh = sharding.make_mesh()
   images = _images(256, shape)
-  on_cpu = jax.default_backend() == "cpu"
   call = neural_cleanse.make_call(
     model,
     settings,
     mesh,
-    class_batch=1 if on_cpu else CLASSES,
+    class_batch=neural_cleanse.searches_at_once(shape, settings.batch_size),
     stretch=settings.steps,
   )
   state = neural_cleanse.init(KEY, CLASSES, shape)
@@ -103,7 +102,7 @@ def time_strip(model, weights, shape, repeats):
   images, pool = _images(40, shape), _images(200, shape)
   floats = images.astype(jnp.float32) / 255.0
   function = strip.entropies(model, settings)
-  batch = strip.inputs_at_once(settings.overlays, mesh.size)
+  batch = strip.inputs_at_once(settings.overlays, shape, mesh.size)
   together = evaluation.over_images(function, batch, mesh)
   each = compiler.jit(function)
   one = compiler.jit(

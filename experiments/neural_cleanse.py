@@ -43,7 +43,7 @@ class Config(defending.Config):
   restarts: int = flag(1, "Searches a class, from other starts.", low=1)
   class_batch: int | None = flag(
     None,
-    "Searches at a time on each device (default: 1 on CPU, else all).",
+    "Searches at a time on each device (default: 1 on CPU, else what fits).",
     free=True,
     low=1,
   )
@@ -129,12 +129,12 @@ def _search(defender, config, space, key):
   settings = neural_cleanse.Settings(
     **{n: getattr(config, n) for n in names if hasattr(config, n)}
   )
-  on_cpu = jax.default_backend() == "cpu"
+  at_once = neural_cleanse.searches_at_once(defender.shape, config.batch_size)
   call = neural_cleanse.make_call(
     defender.model,
     settings,
     defender.mesh,
-    class_batch=config.class_batch or (1 if on_cpu else num),
+    class_batch=config.class_batch or at_once,
     stretch=STRETCH,
   )
   targets = jnp.tile(jnp.arange(num // config.restarts), config.restarts)

@@ -94,7 +94,9 @@ class Config:
     128, "Random classes that are searched to the end, to compare.", low=4
   )
   class_batch: int | None = flag(
-    None, "Classes a round (default: one a device on CPU, else 32).", low=1
+    None,
+    "Classes a round (default: one a device on CPU, else 32 or what fits).",
+    low=1,
   )
 
   threshold: float = flag(2.0, "Anomaly index of a suspect.", above=0)
@@ -141,7 +143,7 @@ def run(
   if config.output:
     place = pathlib.Path(config.output).expanduser()
   # Which arms are drawn depends on how many a round takes.
-  width = scanning.width(config, case.info.num_classes)
+  width = scanning.width(config, case.info.num_classes, case.images.shape[1:])
   config = dataclasses.replace(config, class_batch=width)
   identity = defending_config.identity(config) | case.network
   with open_run(

@@ -88,7 +88,7 @@ def defend(
   pool, calibration = order[:size], order[size:][: config.calibration]
   run = evaluation.over_images(
     strip.entropies(defender.model, settings),
-    strip.inputs_at_once(num, defender.mesh.size),
+    strip.inputs_at_once(num, defender.shape, defender.mesh.size),
     defender.mesh,
   )
   space.report(
@@ -106,6 +106,11 @@ def defend(
     rate: strip.threshold(entropies, rate, config.threshold) for rate in rates
   }
   return Found(settings, pool, entropies, thresholds, key)
+
+
+def _chunk(found: Found, defender: defending.Defender) -> int:
+  overlays, mesh = found.settings.overlays, defender.mesh
+  return strip.inputs_at_once(overlays, defender.shape, mesh.size)
 
 
 def _rates(text: str) -> list[float]:
@@ -129,7 +134,7 @@ def examine(
   """Entropies of clean and of triggered test images, and what is rejected."""
   function = strip.entropies(defender.model, found.settings)
   args = (defender.weights, found.pool)
-  batch = strip.inputs_at_once(found.settings.overlays, defender.mesh.size)
+  batch = _chunk(found, defender)
   clean = exam.clean(function, args, batch)
   triggered = None
   if exam.has_attack:
@@ -164,7 +169,7 @@ def examine(
 def _cost(found: Found, defender: defending.Defender) -> dict[str, float]:
   """Milliseconds an image, without the guard and with it: medians of five."""
   # As many at a time as in scoring: that much memory is there.
-  count = strip.inputs_at_once(found.settings.overlays, defender.mesh.size)
+  count = _chunk(found, defender)
   images = defender.images[:count].astype(jnp.float32) / 255.0
   model, weights = defender.model, defender.weights
   limit = next(iter(found.thresholds.values()))

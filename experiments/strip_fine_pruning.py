@@ -72,7 +72,7 @@ def examine(
     found.repaired.networks[-1],
   )
   batch = strip.inputs_at_once(
-    found.strip.settings.overlays, defender.mesh.size
+    found.strip.settings.overlays, defender.shape, defender.mesh.size
   )
   clean = exam.clean(answer, args, batch)
   right = clean == exam.labels

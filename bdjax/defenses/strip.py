@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from bdjax import compiler
+from bdjax import compiler, memory
 from bdjax.errors import UserError
 from bdjax.models.base import Model, Weights
 
@@ -104,14 +104,17 @@ def entropies(model: Model, settings: Settings) -> Callable:
   return run
 
 
-def inputs_at_once(overlays: int, devices: int = 1) -> int:
+def inputs_at_once(
+  overlays: int, image_shape: tuple[int, int, int], devices: int = 1
+) -> int:
   """How many inputs a chunk holds: a multiple of `devices`.
 
-  Measured on CPU, 200 superimpositions, which stay near the cache, take half
-  the time of 1,000 (574 against 1,211 ms for 20,000 through a small CNN);
-  accelerators want thousands.
+  Their superimpositions are as many as `memory.images_at_once`: on CPU over
+  all devices, which share its cache, else on each.
   """
-  wanted = 200 if jax.default_backend() == "cpu" else 16384 * devices
+  wanted = memory.images_at_once(image_shape)
+  if jax.default_backend() != "cpu":
+    wanted *= devices
   return max(1, wanted // overlays // devices) * devices
 
 

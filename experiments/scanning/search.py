@@ -74,19 +74,23 @@ def settings(kind: type, config: Any) -> Any:
   return kind(**{name: getattr(config, name) for name in names})
 
 
-def width(config: Any, num_classes: int) -> int:
+def width(
+  config: Any, num_classes: int, image_shape: tuple[int, int, int]
+) -> int:
   """Classes a round: a multiple of the devices.
 
   Args:
     config: `experiments.scan.Config`.
     num_classes: K; not many more are taken.
+    image_shape: (H, W, C).
 
   Returns:
     At least 1: `--class_batch` or its default, at most K, rounded up to a
     multiple of the devices.
   """
   devices = sharding.make_mesh().size
-  each = 1 if jax.default_backend() == "cpu" else 32
+  fit = neural_cleanse.searches_at_once(image_shape, config.batch_size)
+  each = min(32, fit)
   wanted = min(config.class_batch or each * devices, num_classes)
   return -(-wanted // devices) * devices
 

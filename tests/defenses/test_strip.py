@@ -106,7 +106,7 @@ def test_chunks_do_not_change_an_entropy(network):
 @pytest.mark.parametrize("devices", [1, 4, 300])
 def test_chunks_fit_the_devices(devices):
   for overlays in (1, 100, 1000):
-    got = strip.inputs_at_once(overlays, devices)
+    got = strip.inputs_at_once(overlays, (28, 28, 1), devices)
     assert got >= devices and got % devices == 0
 
 
