@@ -168,6 +168,9 @@ class Config:
     "Fresh triggers a test image and target (default: badnets 1, else 5).",
     only=ATTACKS,
   )
+  test_time_augmentation: bool = flag(
+    False, "Averages the logits of six views of every test image."
+  )
   benchmark: str | None = flag(
     None,
     "Accuracy of the same model trained clean: auto (a finished run of "
@@ -239,10 +242,14 @@ def identity(config: Config) -> dict[str, Any]:
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
   """Where two identities differ, `NAME A there, B here` each.
 
-  A flag that one of them does not know is None there.
+  A flag that one of them does not know is None there, and off if it can be.
   """
+
+  def value(of, key):
+    return None if of.get(key) is False else of.get(key)
+
   return [
     f"{key} {stored.get(key)} there, {wanted.get(key)} here"
     for key in sorted(stored.keys() | wanted.keys())
-    if stored.get(key) != wanted.get(key)
+    if value(stored, key) != value(wanted, key)
   ]

@@ -19,6 +19,7 @@ from bdjax.attacks.random_backdoor import random_backdoor
 from bdjax.data import Info, Splits
 from bdjax.data.augment import alternate, augment
 from bdjax.errors import UserError
+from bdjax.models.averaged import averaged
 from experiments.common.config import Config
 
 SAMENESS_WEIGHT = 0.1  # beside a cross-entropy that ends below that
@@ -250,6 +251,7 @@ def build(
     backdoor_weight=1.0 if attack is None else config.backdoor_weight,
     penalty=_penalty(config, attack),
   )
+  examined = averaged(model) if config.test_time_augmentation else model
   # Not above what a training step needs, so that --batch_size bounds both.
   batch = min(EVAL_BATCH, 4 * config.batch_size)
   batch = -(-batch // mesh.size) * mesh.size
@@ -264,9 +266,9 @@ def build(
     calls=calls,
     learning_rate=rate,
     each_epoch=alternate if config.augment == "crop_alternate" else None,
-    predict=evaluation.make_predict(model, batch, mesh),
+    predict=evaluation.make_predict(examined, batch, mesh),
     predict_triggered=attack
-    and evaluation.make_predict_triggered(model, attack, batch, mesh),
+    and evaluation.make_predict_triggered(examined, attack, batch, mesh),
   )
 
 

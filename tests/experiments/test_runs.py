@@ -214,13 +214,13 @@ def test_a_group_has_its_benchmark_beside_it(tiny):
   assert more["seeds"] == [0, 1, 2] and more["difference"]["n"] == 3
 
 
-def test_the_users_own_data(tiny, tmp_path):
+def _own_data(path):
+  """120 images of three classes that are told apart with ease."""
   rng = np.random.default_rng(0)
   labels = np.arange(120) % 3
   images = rng.integers(0, 100, (120, 10, 12, 3), dtype=np.uint8)
   images[labels == 1, :5] += 100
   images[labels == 2, 5:] += 100
-  path = tmp_path / "mine.npz"
   np.savez(
     path,
     x_train=images[:90],
@@ -228,18 +228,28 @@ def test_the_users_own_data(tiny, tmp_path):
     x_test=images[90:],
     y_test=labels[90:],
   )
-  out = run(
-    tiny(
-      "ban",
-      dataset=str(path),
-      model="cnn",
-      batch_size=16,
-      epochs=12,
-      trigger_size=3,
-    )
-  )
+  return {"dataset": str(path), "batch_size": 16, "trigger_size": 3}
+
+
+def test_the_users_own_data(tiny, tmp_path):
+  flags = _own_data(tmp_path / "mine.npz")
+  out = run(tiny("ban", model="cnn", epochs=12, **flags))
   assert out["data"]["source"] == "file" and out["data"]["name"] == "mine"
   assert out["measured"]["clean_accuracy"]["mean"] > 0.8
+
+
+def test_airbench_has_a_training_of_its_own(tiny, tmp_path):
+  flags = _own_data(tmp_path / "mine.npz") | {"model": "airbench"}
+  flags |= {"width": 8, "augment": "crop_alternate", "epochs": 6}
+  out = run(tiny("badnets", **flags))
+  config = out["config"]
+  assert (config["optimizer"], config["schedule"]) == ("muon", "linear")
+  assert out["measured"]["clean_accuracy"]["mean"] > 0.8
+  views = tiny("badnets", test_time_augmentation=True, run_name="six", **flags)
+  again = run(views)
+  # The same training, looked at with more eyes.
+  assert again["measured"] != out["measured"]
+  assert again["measured"]["clean_accuracy"]["mean"] > 0.8
 
 
 def test_dry_run_says_everything_and_does_nothing(tiny, capsys):

@@ -1,0 +1,39 @@
+"""Test-time augmentation: logits averaged over views of an image."""
+
+import jax
+import jax.numpy as jnp
+
+from bdjax.models.base import Model, no_tap
+
+
+def averaged(model: Model) -> Model:
+  """A model that looks at an image six times (Jordan 2024, section 3.5).
+
+  As it is and mirrored, each also shifted by a pixel up and left, and down and
+  right. The unshifted two weigh as much as the other four. Training sees no
+  difference, and taps see every view.
+
+  Args:
+    model: the model.
+  """
+
+  def apply(params, batch_stats, images, train, tap=no_tap):
+    if train:
+      return model.apply(params, batch_stats, images, train, tap)
+    logits = [
+      weight * model.apply(params, batch_stats, view, False, tap)[0]
+      for weight, view in _views(images)
+    ]
+    return sum(logits), batch_stats
+
+  return model._replace(apply=apply)
+
+
+def _views(images: jax.Array) -> list[tuple[float, jax.Array]]:
+  padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+  shifts = [
+    (0.25, images),
+    (0.125, padded[:, :-2, :-2]),
+    (0.125, padded[:, 2:, 2:]),
+  ]
+  return shifts + [(weight, view[:, :, ::-1]) for weight, view in shifts]
