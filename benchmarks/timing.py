@@ -1,17 +1,62 @@
-"""Times things that are to be compared, in turns."""
+"""Times things that are to be compared, in turns, and reports them.
+
+A line of JSON a comparison holds everything that RESULTS.md is made from.
+"""
 
 import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks import roofline, surroundings
+
+
+class Comparison(NamedTuple):
+  """What is timed together.
+
+  Attributes:
+    claim: what is compared, for a person: the network, the sizes.
+    functions: name -> what is timed; the first is ours. What it returns is
+      waited for where JAX made it; peers wait themselves.
+    item: what seconds are given for: `step`, `image`.
+    items: how many of them a call of ours does.
+    parts: name -> the share of `items` that a call of a slow peer does; 1
+      where it is not named. Its seconds are scaled up to the whole.
+    operations: floating-point operations of a call of ours, by hand; 0 where
+      the comparison is not about arithmetic.
+    traffic: bytes that a call of ours must at least move: what it is given and
+      what it gives, once each.
+    wanted: the ratio that is claimed or aimed at, in words.
+  """
+
+  claim: str
+  functions: Mapping[str, Callable[[], Any]]
+  item: str = "call"
+  items: int = 1
+  parts: Mapping[str, float] = {}
+  operations: float = 0.0
+  traffic: float = 0.0
+  wanted: str = ""
+
+
+class Spread(NamedTuple):
+  """A median and the ends."""
+
+  median: float
+  low: float
+  high: float
+
+
+def spread(values: list[float]) -> Spread:
+  """Of at least one value."""
+  return Spread(statistics.median(values), min(values), max(values))
+
 
 def interleaved(
-  functions: dict[str, Callable[[], Any]], repeats: int = 5
+  functions: Mapping[str, Callable[[], Any]], repeats: int = 5
 ) -> dict[str, list[float]]:
   """Seconds of each function, called in turns, so that a slow spell hits all.
 
@@ -31,34 +76,79 @@ def interleaved(
   return seconds
 
 
-def report(claim: str, seconds: dict[str, list[float]]) -> None:
-  """Prints a line for a person and a JSON line: medians, spread, ratios.
-
-  The first is ours; ratios are medians over the turns, of the others' seconds
-  by its.
-  """
+def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Spread]:
+  """How many times as long as the first each other takes, turn by turn."""
   ours, *others = seconds
-  medians = {name: statistics.median(s) for name, s in seconds.items()}
-  parts = [f"{ours} {1e3 * medians[ours]:.0f} ms"]
-  ratios = {}
-  for name in others:
-    each = [b / a for a, b in zip(seconds[ours], seconds[name], strict=True)]
-    ratios[name] = statistics.median(each)
-    parts.append(
-      f"{name} {1e3 * medians[name]:.0f} ms, {ratios[name]:.1f} times as long "
-      f"({min(each):.1f} to {max(each):.1f})"
+  return {
+    name: spread(
+      [b / a for a, b in zip(seconds[ours], seconds[name], strict=True)]
     )
-  print(f"{claim}: {'; '.join(parts)}")
-  print(
-    json.dumps(
-      {
-        "claim": claim,
-        "seconds": seconds,
-        "ratios": ratios,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-      }
-    ),
-    flush=True,
-  )
+    for name in others
+  }
+
+
+def measure(
+  comparison: Comparison, repeats: int, bf16: bool = False
+) -> dict[str, Any]:
+  """Times a comparison.
+
+  Args:
+    comparison: what is compared.
+    repeats: timings of each.
+    bf16: whether the arithmetic is bfloat16, for its ceiling.
+
+  Returns:
+    What its line of JSON holds; `seconds` are for one item.
+  """
+  raw = interleaved(comparison.functions, repeats)
+  seconds = {
+    name: [
+      s / comparison.items / comparison.parts.get(name, 1.0) for s in values
+    ]
+    for name, values in raw.items()
+  }
+  line = {
+    "claim": comparison.claim,
+    "wanted": comparison.wanted,
+    "item": comparison.item,
+    "items": comparison.items,
+    "parts": dict(comparison.parts),
+    "seconds": seconds,
+    "ratios": {n: r._asdict() for n, r in ratios(seconds).items()},
+  }
+  if comparison.operations:
+    line |= roofline.share(
+      comparison.operations,
+      comparison.traffic,
+      statistics.median(next(iter(raw.values()))),
+      roofline.ceilings(bf16),
+    )
+  return line | surroundings.describe()
+
+
+def report(line: dict[str, Any]) -> None:
+  """Prints a comparison for a person, and its line of JSON."""
+  ours = next(iter(line["seconds"]))
+  print(f"\n{line['claim']}, by {line['item']}")
+  for name, seconds in line["seconds"].items():
+    s = spread(seconds)
+    ratio = line["ratios"].get(name)
+    beside = ""
+    if ratio:
+      beside = f"  {ratio['median']:7.2f} x"
+      beside += f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    times = f"{duration(s.median)} ({duration(s.low)} to {duration(s.high)})"
+    print(f"  {name:44s} {times:34s}{beside}")
+  if "ceiling" in line:
+    print(f"  {ours}: {line['share']:.0%} of the {line['bound']} ceiling")
+  if line["wanted"]:
+    print(f"  wanted: {line['wanted']}")
+  print(json.dumps(line), flush=True)
+
+
+def duration(seconds: float) -> str:
+  """Three digits with a unit."""
+  for unit, size in (("s", 1.0), ("ms", 1e-3)):
+    if seconds >= size:
+      return f"{seconds / size:.3g} {unit}"
+  return f"{seconds / 1e-6:.3g} us"

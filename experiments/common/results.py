@@ -77,7 +77,7 @@ def surroundings(info: Info) -> dict[str, Any]:
       "kind": device.device_kind,
       "backend": jax.default_backend(),
       "count": jax.device_count(),
-      "processor": _processor(),
+      "processor": processor(),
     },
     "data": {"name": info.name, "source": info.source, "sha256": info.sha256},
   }
@@ -105,7 +105,8 @@ def git_commit() -> str:
   return out.stdout.strip() or "unknown"
 
 
-def _processor() -> str:
+def processor() -> str:
+  """The name of the CPU."""
   try:
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
       if line.startswith("model name"):

@@ -1,0 +1,1 @@
+"""The peers in JAX and Flax, as a user would first write them."""

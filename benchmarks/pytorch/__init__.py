@@ -1,0 +1,1 @@
+"""The peers in PyTorch, as one who knows it would write them."""
