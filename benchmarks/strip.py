@@ -1,0 +1,89 @@
+"""STRIP: ours in chunks, against ART's and a loop over overlays in torch.
+
+python -m benchmarks.strip
+python -m benchmarks.strip --models=resnet18 --inputs=4000 --bf16      # GPU
+
+Each input is blended half and half with as many overlays, and the entropies of
+the predictions are averaged. The peers: `art.defences`' STRIP, which goes input
+by input and predicts in batches of at most 128; and the loop of BackdoorBench
+and TrojanZoo, in which one overlay is laid over all inputs at a time.
+
+Operations: inputs x overlays forward passes.
+"""
+
+from absl import flags
+
+from bdjax import evaluation, sharding
+from bdjax.defenses import strip
+from benchmarks import peers, roofline, script
+from benchmarks.plain.networks import forward_operations
+from benchmarks.timing import Comparison
+
+_INPUTS = flags.DEFINE_integer("inputs", 0, "0: 200 for cnn, 10 for others.")
+_OVERLAYS = flags.DEFINE_integer("overlays", 100, "Laid over each input.")
+_CHUNK = flags.DEFINE_integer("chunk", 0, "Inputs at a time; 0: the library's.")
+
+
+def ours(case, images, pool, overlays, chunk=0):
+  """Our entropies of all images, float32 [N]."""
+  model, weights = script.network(case)
+  settings = strip.Settings(overlays, "blend")
+  mesh = sharding.make_mesh()
+  run = evaluation.over_images(
+    strip.entropies(model, settings),
+    chunk or strip.inputs_at_once(overlays, mesh.size),
+    mesh,
+  )
+  return lambda: run((weights, pool), script.KEY, images)
+
+
+def torch_peers(case, images, pool, overlays):
+  """The loop over overlays in two layouts, and ART's."""
+  peer = peers.load("strip")
+  if peer is None:
+    return {}
+  networks = peers.load("networks")
+  _, weights = script.network(case)
+  out = {}
+  for name, last in (("", False), (", channels_last", True)):
+    net = networks.make(case, script.CLASSES, weights, last)
+    out[f"torch, overlay by overlay{name}"] = peer.entropies(
+      net, images, pool, overlays, channels_last=last, bf16=case.bf16
+    )
+  if peers.package("art"):
+    net = networks.make(case, script.CLASSES, weights)
+    art = peers.load("art_strip")
+    out["ART, input by input"] = art.entropies(net, images, overlays, case)
+  return out
+
+
+def compare(
+  case: script.Case, inputs: int, overlays: int, chunk: int = 0
+) -> Comparison:
+  """One network's entropies beside its peers'."""
+  images = script.images(inputs, case)
+  pool = script.images(2 * overlays, case)
+  _, weights = script.network(case)
+  forward = forward_operations(case, script.CLASSES)
+  return Comparison(
+    f"STRIP, {case}, {inputs} inputs x {overlays} overlays",
+    {
+      "ours, inputs in chunks": ours(case, images, pool, overlays, chunk),
+      **torch_peers(case, images, pool, overlays),
+    },
+    item="input",
+    items=inputs,
+    operations=forward * inputs * overlays,
+    traffic=roofline.size(images, pool, weights),
+  )
+
+
+def comparisons(setting: script.Setting):
+  """For each network."""
+  for case in script.cases(setting):
+    inputs = _INPUTS.value or (200 if case.model == "cnn" else 10)
+    yield compare(case, inputs, _OVERLAYS.value, _CHUNK.value)
+
+
+if __name__ == "__main__":
+  script.main(comparisons)
