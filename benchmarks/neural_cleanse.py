@@ -15,21 +15,12 @@ forward, and backward to the images (the weights need no gradient).
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from bdjax import sharding
 from bdjax.defenses import neural_cleanse
 from benchmarks import peers, roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
-
-_STEPS = flags.DEFINE_integer("steps", 0, "Of a search; 0: 2 of cnn, else 1.")
-_UPDATES = flags.DEFINE_integer("updates", 0, "A step; 0: 8 of cnn, else 2.")
-_BATCH = flags.DEFINE_integer("batch", 32, "Images an update.")
-_CLASSES = flags.DEFINE_integer("classes", 0, "0: 10 of cnn, 4 of others.")
-_CLASS_BATCH = flags.DEFINE_integer(
-  "class_batch", 0, "Classes at a time; 0: 1 on a CPU, else all."
-)
 
 
 def ours(case, settings, images, classes, class_batch=0):
@@ -93,19 +84,33 @@ def compare(
   )
 
 
-def comparisons(setting: script.Setting):
+def comparisons(
+  setting: script.Setting,
+  steps: int,
+  updates: int,
+  batch: int,
+  classes: int,
+  class_batch: int,
+):
   """For each network."""
   for case in script.cases(setting):
     small = case.model == "cnn"
     settings = neural_cleanse.Settings(
-      steps=_STEPS.value or (2 if small else 1),
-      updates=_UPDATES.value or (8 if small else 2),
-      batch_size=_BATCH.value,
+      steps=steps or (2 if small else 1),
+      updates=updates or (8 if small else 2),
+      batch_size=batch,
       asr_threshold=1.0,
     )
-    classes = _CLASSES.value or (10 if small else 4)
-    yield compare(case, settings, classes, _CLASS_BATCH.value)
+    default = 10 if small else 4
+    yield compare(case, settings, classes or default, class_batch)
 
 
 if __name__ == "__main__":
-  script.main(comparisons)
+  script.main(
+    comparisons,
+    steps=(0, "Of a search; 0: 2 of cnn, 1 of others."),
+    updates=(0, "A step; 0: 8 of cnn, 2 of others."),
+    batch=(32, "Images an update."),
+    classes=(0, "0: 10 of cnn, 4 of others."),
+    class_batch=(0, "Classes at a time; 0: 1 on a CPU, else all."),
+  )

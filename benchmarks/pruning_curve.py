@@ -19,7 +19,6 @@ triggered. From features: a head for every point, of which ours may do less.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from bdjax import compiler, evaluation, models, sharding
 from bdjax.attacks.badnets import badnets
@@ -27,11 +26,6 @@ from bdjax.defenses import pruning
 from benchmarks import peers, roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
-
-_IMAGES = flags.DEFINE_integer("images", 0, "0: 2048 of cnn, 128 of others.")
-_FEATURES = flags.DEFINE_integer("features", 10000, "Images' cached features.")
-_BATCH = flags.DEFINE_integer("batch", 128, "Images at a time.")
-_POINTS = flags.DEFINE_integer("points", 2, "Of a slow peer that are timed.")
 
 
 class Subject:
@@ -211,13 +205,21 @@ def from_features(case: script.Case, count: int) -> Comparison:
   )
 
 
-def comparisons(setting: script.Setting):
+def comparisons(
+  setting: script.Setting, images: int, features: int, batch: int, points: int
+):
   """For each network, from images and from features."""
   for case in script.cases(setting):
-    count = _IMAGES.value or (2048 if case.model == "cnn" else 128)
-    yield from_images(case, count, _BATCH.value, _POINTS.value)
-    yield from_features(case, _FEATURES.value)
+    default = 2048 if case.model == "cnn" else 128
+    yield from_images(case, images or default, batch, points)
+    yield from_features(case, features)
 
 
 if __name__ == "__main__":
-  script.main(comparisons)
+  script.main(
+    comparisons,
+    images=(0, "0: 2048 for cnn, 128 for others."),
+    features=(10000, "Images whose features are cached."),
+    batch=(128, "Images at a time."),
+    points=(2, "Of a slow peer that are timed."),
+  )

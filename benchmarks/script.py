@@ -80,19 +80,34 @@ def labels(count: int) -> jax.Array:
   return jax.random.randint(jax.random.key(1), (count,), 0, CLASSES)
 
 
-def main(comparisons: Callable[[Setting], Iterator[timing.Comparison]]) -> None:
-  """Runs a script: parses the flags, times and reports each comparison."""
+def main(
+  comparisons: Callable[..., Iterator[timing.Comparison]],
+  **options: tuple[int, str],
+) -> None:
+  """Runs a script: parses the flags, times and reports each comparison.
+
+  Args:
+    comparisons: takes a `Setting` and, by name, the values of `options`.
+    **options: the script's own flags: default, an int or a bool, and help.
+  """
   names = flags.DEFINE_list("models", list(CASES), "Networks, with commas.")
   repeats = flags.DEFINE_integer("repeats", 5, "Timings of each.", 1)
   bf16 = flags.DEFINE_bool("bf16", False, "Computes in bfloat16.")
   width = flags.DEFINE_integer("width", None, "Of the networks.")
+  holders = {}
+  for name, (default, about) in options.items():
+    define = flags.DEFINE_integer
+    if isinstance(default, bool):
+      define = flags.DEFINE_bool
+    holders[name] = define(name, default, about)
 
   def run(argv):
     del argv
     setting = Setting(
       tuple(names.value), repeats.value, bf16.value, width.value
     )
-    for comparison in comparisons(setting):
+    chosen = {name: holder.value for name, holder in holders.items()}
+    for comparison in comparisons(setting, **chosen):
       line = timing.measure(comparison, setting.repeats, setting.bf16)
       timing.report(line)
 

@@ -11,17 +11,11 @@ and TrojanZoo, in which one overlay is laid over all inputs at a time.
 Operations: inputs x overlays forward passes.
 """
 
-from absl import flags
-
 from bdjax import evaluation, sharding
 from bdjax.defenses import strip
 from benchmarks import peers, roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
-
-_INPUTS = flags.DEFINE_integer("inputs", 0, "0: 200 for cnn, 10 for others.")
-_OVERLAYS = flags.DEFINE_integer("overlays", 100, "Laid over each input.")
-_CHUNK = flags.DEFINE_integer("chunk", 0, "Inputs at a time; 0: the library's.")
 
 
 def ours(case, images, pool, overlays, chunk=0):
@@ -78,12 +72,19 @@ def compare(
   )
 
 
-def comparisons(setting: script.Setting):
+def comparisons(
+  setting: script.Setting, inputs: int, overlays: int, chunk: int
+):
   """For each network."""
   for case in script.cases(setting):
-    inputs = _INPUTS.value or (200 if case.model == "cnn" else 10)
-    yield compare(case, inputs, _OVERLAYS.value, _CHUNK.value)
+    default = 200 if case.model == "cnn" else 10
+    yield compare(case, inputs or default, overlays, chunk)
 
 
 if __name__ == "__main__":
-  script.main(comparisons)
+  script.main(
+    comparisons,
+    inputs=(0, "0: 200 for cnn, 10 for others."),
+    overlays=(100, "Laid over each input."),
+    chunk=(0, "Inputs at a time; 0: the library's."),
+  )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from benchmarks import roofline, surroundings
 
@@ -30,6 +31,8 @@ class Comparison(NamedTuple):
     traffic: bytes that a call of ours must at least move: what it is given and
       what it gives, once each.
     wanted: the ratio that is claimed or aimed at, in words.
+    sizes: where the functions are one at several sizes, name -> (size,
+      operations): how seconds and operations grow is then fitted.
   """
 
   claim: str
@@ -40,6 +43,7 @@ class Comparison(NamedTuple):
   operations: float = 0.0
   traffic: float = 0.0
   wanted: str = ""
+  sizes: Mapping[str, tuple[float, float]] = {}
 
 
 class Spread(NamedTuple):
@@ -87,6 +91,27 @@ def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Spread]:
   }
 
 
+def slope(sizes: list[float], values: list[float]) -> float:
+  """The exponent p of values ~ sizes ** p: least squares of the logarithms."""
+  fit = np.polyfit(np.log(sizes), np.log(values), 1)
+  return float(fit[0])
+
+
+def slopes(
+  comparison: Comparison, seconds: Mapping[str, list[float]]
+) -> dict[str, float]:
+  """The growth of a call's seconds and of its operations with the size."""
+  if not comparison.sizes:
+    return {}
+  sizes = [size for size, _ in comparison.sizes.values()]
+  counts = [count for _, count in comparison.sizes.values()]
+  medians = [statistics.median(seconds[name]) for name in comparison.sizes]
+  return {
+    "slope": slope(sizes, medians),
+    "operations_slope": slope(sizes, counts),
+  }
+
+
 def measure(
   comparison: Comparison, repeats: int, bf16: bool = False
 ) -> dict[str, Any]:
@@ -115,6 +140,7 @@ def measure(
     "parts": dict(comparison.parts),
     "seconds": seconds,
     "ratios": {n: r._asdict() for n, r in ratios(seconds).items()},
+    **slopes(comparison, raw),
   }
   if comparison.operations:
     line |= roofline.share(
@@ -141,6 +167,11 @@ def report(line: dict[str, Any]) -> None:
     print(f"  {name:44s} {times:34s}{beside}")
   if "ceiling" in line:
     print(f"  {ours}: {line['share']:.0%} of the {line['bound']} ceiling")
+  if "slope" in line:
+    print(
+      f"  seconds grow as size ** {line['slope']:.2f}, operations as size ** "
+      f"{line['operations_slope']:.2f}"
+    )
   if line["wanted"]:
     print(f"  wanted: {line['wanted']}")
   print(json.dumps(line), flush=True)

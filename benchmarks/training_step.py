@@ -15,7 +15,6 @@ Operations: a training step counts three forward passes of its batch.
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 
 from bdjax import sharding, training
 from bdjax.attacks.poison import compose
@@ -24,10 +23,6 @@ from benchmarks.plain import networks as plain_networks
 from benchmarks.plain import training as plain_training
 from benchmarks.timing import Comparison
 
-_BATCH = flags.DEFINE_integer("batch", 128, "Images a step.")
-_STEPS = flags.DEFINE_integer("steps", 0, "A call; 0: 16 of cnn, 2 of others.")
-_SCAN_STEPS = flags.DEFINE_integer("scan_steps", 2, "Of the plain scan.")
-_COMPILE = flags.DEFINE_bool("torch_compile", True, "Also torch.compile.")
 RATES = {"rate": 0.05, "momentum": 0.9, "decay": 5e-4}
 
 
@@ -115,18 +110,30 @@ def compare(
   )
 
 
-def comparisons(setting: script.Setting):
+def comparisons(
+  setting: script.Setting,
+  batch: int,
+  steps: int,
+  scan_steps: int,
+  torch_compile: bool,
+):
   """For each network."""
   for case in script.cases(setting):
     small = case.model == "cnn"
     yield compare(
       case,
-      _BATCH.value,
-      _STEPS.value or (16 if small else 2),
-      _SCAN_STEPS.value if small else 0,
-      _COMPILE.value,
+      batch,
+      steps or (16 if small else 2),
+      scan_steps if small else 0,
+      torch_compile,
     )
 
 
 if __name__ == "__main__":
-  script.main(comparisons)
+  script.main(
+    comparisons,
+    batch=(128, "Images a step."),
+    steps=(0, "A call; 0: 16 of cnn, 2 of others."),
+    scan_steps=(2, "Of the plain scan, for the cnn; 0 leaves it out."),
+    torch_compile=(True, "Also torch.compile."),
+  )

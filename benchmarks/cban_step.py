@@ -1,0 +1,123 @@
+"""A training step of cBaN: ours, against the way the authors wrote it.
+
+python -m benchmarks.cban_step
+
+Salem et al. 2022 train the small CNN on each batch clean and with a trigger for
+every target label in turn. Their released step makes ten triggered passes and a
+backward pass for the generator, then a clean and ten more triggered passes and
+a backward pass for the classifier: 21 passes, each image's trigger placed in a
+Python loop, and torch's anomaly detection on. The peers are that; that without
+anomaly detection; and what a careful user of torch makes of it, 11 passes with
+one backward pass for both networks, triggers placed by indexing.
+
+Ours sees as many images, a clean and ten triggered copies of the batch, in one
+pass: the copies are drawn, so their number varies a little. The library's own
+step, which takes each image of a batch once and triggers some, stands below.
+
+Operations: 11 training passes of a batch, three forward passes each.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bdjax import sharding, training
+from bdjax.attacks import triggers
+from bdjax.attacks.cban import cban
+from bdjax.attacks.poison import poison
+from benchmarks import peers, roofline, script
+from benchmarks.plain.networks import forward_operations
+from benchmarks.timing import Comparison
+
+CASE = script.Case("cnn", 64, (32, 32, 3))
+SIZE = 5  # of the trigger
+COPIES = 1 + script.CLASSES
+
+
+def ours(case, batch, steps, rate):
+  """Our call of `steps` steps of `batch` images, `rate` of them triggered."""
+  model, _ = script.network(case)
+  height, width, channels = case.shape
+  labels = tuple(range(script.CLASSES))
+  boxes = triggers.whole_image(len(labels), height, width)
+  attack = cban(labels, boxes, SIZE, channels)
+  optimizers = training.Optimizers(optax.adam(1e-3), optax.adam(1e-3))
+  step = training.make_train_step(
+    model, optimizers, lambda params: poison(attack, params, rate)
+  )
+  mesh = sharding.make_mesh()
+  call = training.make_call(step, batch, steps, mesh)
+  carry = training.create(script.KEY, model, attack.init, optimizers)
+  carry = sharding.replicate(mesh, carry)
+  count = batch * steps
+  images, labels = script.images(count, case), script.labels(count)
+  order = jnp.arange(count, dtype=jnp.int32)
+
+  def run():
+    nonlocal carry
+    carry, metrics = call(carry, script.KEY, images, labels, order, 0)
+    return metrics["loss"]
+
+  return run
+
+
+def torch_peers(case, batch, steps):
+  """The authors' way and a careful one; none without torch."""
+  peer = peers.load("cban")
+  if peer is None:
+    return {}
+  count = batch * steps
+  images, labels = script.images(count, case), script.labels(count)
+  _, weights = script.network(case)
+
+  def make(step, **options):
+    net = peers.load("networks").make(case, script.CLASSES, weights)
+    rows = np.arange(count).reshape(steps, batch)
+    return peer.make_steps(net, step, images, labels, rows, SIZE, **options)
+
+  return {
+    "torch, the authors' way": make(peer.authors_step, anomaly=True),
+    "torch, the same without anomaly detection": make(peer.authors_step),
+    "torch, 11 passes, one backward": make(peer.careful_step),
+  }
+
+
+def compare(case: script.Case, batch: int, steps: int) -> Comparison:
+  """Our step beside theirs."""
+  poisoned = 3 * batch // 10
+  functions = {
+    "ours, a clean and ten triggered copies": ours(
+      case, COPIES * batch, steps, script.CLASSES / COPIES
+    ),
+    **torch_peers(case, batch, steps),
+    f"ours, the batch once, about {poisoned} triggered": ours(
+      case, batch, steps, 0.3
+    ),
+  }
+  params = jax.eval_shape(script.network(case)[0].init, script.KEY)[0]
+  forward = forward_operations(case, script.CLASSES)
+  return Comparison(
+    f"cBaN step, {case}, batch {batch}",
+    functions,
+    item="step",
+    items=steps,
+    operations=3 * forward * COPIES * batch * steps,
+    # Adam reads and writes the parameters and two moments.
+    traffic=6 * roofline.size(params) * steps,
+  )
+
+
+def comparisons(setting: script.Setting, batch: int, steps: int):
+  """Of the small CNN on 32x32x3."""
+  width = setting.width or CASE.width
+  case = CASE._replace(width=width, bf16=setting.bf16)
+  yield compare(case, batch, steps)
+
+
+if __name__ == "__main__":
+  script.main(
+    comparisons,
+    batch=(64, "Images a step; 64 is the authors'."),
+    steps=(4, "A call."),
+  )

@@ -1,0 +1,83 @@
+"""Seconds from the start of a command to the end of its first training steps.
+
+python -m benchmarks.startup
+
+`python -m experiments.ban --dataset=digits`, as a process of its own, until
+`metrics.jsonl` has its first line: imports, data, compilation, and one call of
+steps. First with an empty compilation cache, then with the one that the first
+start left. Claimed for a second start are 5 seconds, aimed at 2.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks import script
+from benchmarks.timing import Comparison
+
+COMMAND = (
+  "-m",
+  "experiments.ban",
+  "--dataset=digits",
+  "--epochs=1",
+  "--benchmark=none",
+)
+
+
+def start(cache: str) -> None:
+  """Runs the command to its first training steps.
+
+  Args:
+    cache: the user's cache directory, where compiled programs are kept.
+  """
+  hidden = "JAX_COMPILATION_CACHE_DIR"  # or it would be used instead
+  environment = {k: v for k, v in os.environ.items() if k != hidden}
+  environment["XDG_CACHE_HOME"] = cache
+  with tempfile.TemporaryDirectory() as runs:
+    log = pathlib.Path(runs, "run", "metrics.jsonl")
+    process = subprocess.Popen(
+      [sys.executable, *COMMAND, f"--runs_dir={runs}", "--run_name=run"],
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    while not (log.exists() and log.stat().st_size):
+      if process.poll() not in (None, 0):
+        raise RuntimeError(f"the command ended with {process.returncode}")
+      time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+def first() -> None:
+  """A start with an empty cache."""
+  with tempfile.TemporaryDirectory() as cache:
+    start(cache)
+
+
+def comparisons(setting: script.Setting):
+  """A second start beside a first one and beside the imports alone."""
+  del setting
+  with tempfile.TemporaryDirectory() as cache:
+
+    def imports():
+      code = "import jax, experiments.common"
+      subprocess.run([sys.executable, "-c", code], check=True)
+
+    yield Comparison(
+      "start to first training steps, " + " ".join(("python", *COMMAND)),
+      {
+        "second start": lambda: start(cache),
+        "first start, empty cache": first,
+        "imports alone": imports,
+      },
+      item="start",
+      wanted="second start at most 5 s, aimed at 2 s",
+    )
+
+
+if __name__ == "__main__":
+  script.main(comparisons)
