@@ -82,15 +82,17 @@ def labels(count: int) -> jax.Array:
 
 def main(
   comparisons: Callable[..., Iterator[timing.Comparison]],
+  networks: tuple[str, ...] = tuple(CASES),
   **options: tuple[int, str],
 ) -> None:
   """Runs a script: parses the flags, times and reports each comparison.
 
   Args:
     comparisons: takes a `Setting` and, by name, the values of `options`.
+    networks: those that it measures by default.
     **options: the script's own flags: default, an int or a bool, and help.
   """
-  names = flags.DEFINE_list("models", list(CASES), "Networks, with commas.")
+  names = flags.DEFINE_list("models", list(networks), "Networks, with commas.")
   repeats = flags.DEFINE_integer("repeats", 5, "Timings of each.", 1)
   bf16 = flags.DEFINE_bool("bf16", False, "Computes in bfloat16.")
   width = flags.DEFINE_integer("width", None, "Of the networks.")

@@ -33,8 +33,8 @@ def start(cache: str) -> None:
   Args:
     cache: the user's cache directory, where compiled programs are kept.
   """
-  hidden = "JAX_COMPILATION_CACHE_DIR"  # or it would be used instead
-  environment = {k: v for k, v in os.environ.items() if k != hidden}
+  environment = dict(os.environ)
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # would be used instead
   environment["XDG_CACHE_HOME"] = cache
   with tempfile.TemporaryDirectory() as runs:
     log = pathlib.Path(runs, "run", "metrics.jsonl")

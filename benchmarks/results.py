@@ -1,0 +1,103 @@
+"""RESULTS.md, made from the lines of JSON that the benchmarks print."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.timing import duration, spread
+
+Line = dict[str, Any]
+
+_HEAD = """\
+# Results of the benchmarks
+
+Written by `python -m benchmarks.all` from `results.jsonl`, and not by hand.
+Each row is timed in turns with those of its table, in one process: the median
+of the turns (lowest to highest), and the median over the turns of how many
+times as long it takes as the first row, which is ours.
+"""
+
+
+def parse(output: str) -> list[Line]:
+  """The lines of JSON among what a benchmark printed."""
+  return [json.loads(x) for x in output.splitlines() if x.startswith('{"')]
+
+
+def merge(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
+  """New lines in the place of old ones of the same benchmark and claim.
+
+  Sorted by benchmark, then in the order in which the claims first came.
+  """
+  found = {(line["benchmark"], line["claim"]): line for line in old}
+  found |= {(line["benchmark"], line["claim"]): line for line in new}
+  return sorted(found.values(), key=lambda line: line["benchmark"])
+
+
+def read(path: pathlib.Path) -> list[Line]:
+  """The lines of a file; none where there is no file."""
+  return parse(path.read_text()) if path.exists() else []
+
+
+def write(path: pathlib.Path, lines: Iterable[Line]) -> None:
+  """A file of lines."""
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def render(lines: Iterable[Line]) -> str:
+  """The page: a section a benchmark, a table a comparison."""
+  parts = [_HEAD]
+  for name, group in itertools.groupby(lines, lambda line: line["benchmark"]):
+    parts.append(f"## {name}\n")
+    for line in group:
+      parts += [f"### {line['claim']}\n", _table(line), _below(line)]
+  return "\n".join(parts)
+
+
+def _table(line: Line) -> str:
+  rows = [f"| | seconds by {line['item']} | times as long |", "|---|---|---|"]
+  for name, seconds in line["seconds"].items():
+    s = spread(seconds)
+    times = f"{duration(s.median)} ({duration(s.low)} to {duration(s.high)})"
+    ratio = line["ratios"].get(name)
+    beside = ""
+    if ratio:
+      low, high = _number(ratio["low"]), _number(ratio["high"])
+      beside = f"{_number(ratio['median'])} ({low} to {high})"
+    rows.append(f"| {name} | {times} | {beside} |")
+  return "\n".join(rows) + "\n"
+
+
+def _below(line: Line) -> str:
+  """What stands under a table: a line of text for each thing known."""
+  out = []
+  if line["wanted"]:
+    out.append(f"Wanted: {line['wanted']}.")
+  if "slope" in line:
+    out.append(
+      f"Seconds grow as size ** {line['slope']:.2f}, operations as size ** "
+      f"{line['operations_slope']:.2f}."
+    )
+  if "ceiling" in line:
+    ceiling = line["ceiling"]
+    out.append(
+      f"A call of ours: {line['operations'] / 1e9:.3g} GFLOP, at least "
+      f"{line['traffic'] / 1e6:.3g} MB; {line['share']:.0%} of the "
+      f"{line['bound']} ceiling ({ceiling['operations'] / 1e9:.0f} GFLOP/s, "
+      f"{ceiling['bytes'] / 1e9:.1f} GB/s)."
+    )
+  for name, part in line["parts"].items():
+    if part != 1:
+      out.append(f"{name}: {part:.2g} of the work timed, and scaled up.")
+  versions = ", ".join(f"{k} {v}" for k, v in line["versions"].items())
+  turns = len(next(iter(line["seconds"].values())))
+  out.append(
+    f"`{line['command']}`, {turns} turns, {line['date']}, commit "
+    f"{line['commit']}; {line['machine']}; {versions}."
+  )
+  return "\n\n".join(out) + "\n"
+
+
+def _number(x: float) -> str:
+  return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
