@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 class Score(NamedTuple):
@@ -36,7 +36,7 @@ def proportion(mean: float, n: int) -> Score:
     mean: share in [0,1].
     n: images, at least 1.
   """
-  z = stats.norm.ppf(0.975)
+  z = scipy.stats.norm.ppf(0.975)
   middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
   spread = mean * (1 - mean) / n + z * z / (4 * n * n)
   half = z / (1 + z * z / n) * np.sqrt(spread)
@@ -76,7 +76,7 @@ def mean_over_seeds(values: list[float]) -> Score:
     values: one a seed, at least two.
   """
   n, mean = len(values), float(np.mean(values))
-  half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+  half = scipy.stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
   return Score(mean, float(mean - half), float(mean + half), n, "seeds")
 
 
@@ -118,7 +118,7 @@ def auroc(
 
   def area(low, high):
     both = np.concatenate([low, high], -1)
-    ranks = stats.rankdata(both, axis=-1)[..., : low.shape[-1]]
+    ranks = scipy.stats.rankdata(both, axis=-1)[..., : low.shape[-1]]
     n, m = low.shape[-1], high.shape[-1]
     return 1 - (ranks.sum(-1) - n * (n + 1) / 2) / (n * m)
 
@@ -127,7 +127,7 @@ def auroc(
   if alike or mean in (0.0, 1.0) or min(len(low), len(high)) < 2:
     ends = mean, mean  # what every resample gives
   else:
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
       (low, high),
       lambda a, b, axis: area(a, b),
       n_resamples=resamples,

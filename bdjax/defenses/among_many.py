@@ -7,7 +7,7 @@ the host.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bdjax.defenses import anomaly
 
@@ -81,7 +81,7 @@ def chance(
     # The smallest of the others at once: P(min > x) = (1 - Phi(x))^(K - n).
     uniform = generator.random(draws)
     share = -np.expm1(np.log1p(-uniform) / (num - sample))
-    outside = _index(inside, stats.norm.ppf(share))
+    outside = _index(inside, scipy.stats.norm.ppf(share))
     largest = np.maximum(outside, _index(inside[:, 1:], inside[:, 0]))
   return np.sort(largest)
 

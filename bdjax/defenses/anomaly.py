@@ -6,7 +6,7 @@ clean models. On the host.
 """
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from bdjax.errors import UserError
 from bdjax.metrics import Score
@@ -130,7 +130,7 @@ def _interval(values):
   mean = float(values.mean()) if n else float("nan")
   if n < 2:
     return Score(mean, 0.0, float("inf"), n, "restarts")
-  half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
+  half = scipy.stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)
   return Score(
     mean, float(max(mean - half, 0.0)), float(mean + half), n, "restarts"
   )

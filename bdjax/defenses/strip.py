@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from bdjax import compiler, memory
 from bdjax.errors import UserError
@@ -140,7 +140,7 @@ def threshold(
     if len(calibration) < 2:
       raise UserError("a normal distribution takes 2 calibration images")
     return float(
-      stats.norm.ppf(frr, calibration.mean(), calibration.std(ddof=1))
+      scipy.stats.norm.ppf(frr, calibration.mean(), calibration.std(ddof=1))
     )
   if method != "quantile":
     raise ValueError(f"unknown threshold method {method!r}")

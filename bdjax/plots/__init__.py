@@ -3,30 +3,29 @@
 Every function writes one PNG, whole or not at all.
 """
 
-from bdjax.plots.attacks import examples, regions, trigger_sheet
-from bdjax.plots.defenses import (
-  entropies,
-  mask_norms,
-  pruning_curve,
-  reversed_triggers,
-  rounds,
-)
-from bdjax.plots.matrix import source_target_matrix
-from bdjax.plots.page import page
-from bdjax.plots.scanning import scanned_norms
-from bdjax.plots.training import training_curves
+import importlib
+from typing import Any
 
-__all__ = [
-  "entropies",
-  "mask_norms",
-  "pruning_curve",
-  "reversed_triggers",
-  "rounds",
-  "examples",
-  "page",
-  "regions",
-  "scanned_norms",
-  "source_target_matrix",
-  "training_curves",
-  "trigger_sheet",
-]
+_HOME = {
+  "entropies": "defenses",
+  "examples": "attacks",
+  "mask_norms": "defenses",
+  "page": "sheet",
+  "pruning_curve": "defenses",
+  "regions": "attacks",
+  "reversed_triggers": "defenses",
+  "rounds": "defenses",
+  "scanned_norms": "scanning",
+  "source_target_matrix": "matrix",
+  "training_curves": "training",
+  "trigger_sheet": "attacks",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+  # Not before the first figure is drawn: matplotlib takes a while to import,
+  # and a run should train by then.
+  if name not in _HOME:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

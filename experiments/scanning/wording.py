@@ -7,7 +7,7 @@ import numpy as np
 import rich.box
 import rich.console
 import rich.table
-from scipy import stats
+import scipy
 
 from bdjax import metrics
 from bdjax.defenses import among_many
@@ -68,7 +68,7 @@ def words(
     names = _listed([f"{row['name']} ({_p(row)})" for row in rows])
     out.append(f"Suspect: {names}.")
     if any(row["p_value"] > LEVEL for row in rows):
-      chance = num * stats.norm.sf(threshold)
+      chance = num * scipy.stats.norm.sf(threshold)
       out.append(
         f"Of {num} normal draws about {chance:.1f} have an index above "
         f"{threshold:g} by chance alone."
