@@ -221,5 +221,5 @@ if __name__ == "__main__":
     images=(0, "0: 2048 for cnn, 128 for others."),
     features=(10000, "Images whose features are cached."),
     batch=(128, "Images at a time."),
-    points=(2, "Of a slow peer that are timed."),
+    points=(1, "Of a slow peer that are timed."),
   )

@@ -90,6 +90,10 @@ def _below(line: Line) -> str:
   for name, part in line["parts"].items():
     if part != 1:
       out.append(f"{name}: {part:.2g} of the work timed, and scaled up.")
+  if line.get("others", 0.0) > 0.05:
+    out.append(
+      f"Other processes took {line['others']:.0%} of the CPU meanwhile."
+    )
   versions = ", ".join(f"{k} {v}" for k, v in line["versions"].items())
   turns = len(next(iter(line["seconds"].values())))
   out.append(

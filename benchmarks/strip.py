@@ -77,14 +77,14 @@ def comparisons(
 ):
   """For each network."""
   for case in script.cases(setting):
-    default = 200 if case.model == "cnn" else 10
+    default = 200 if case.model == "cnn" else 2
     yield compare(case, inputs or default, overlays, chunk)
 
 
 if __name__ == "__main__":
   script.main(
     comparisons,
-    inputs=(0, "0: 200 for cnn, 10 for others."),
+    inputs=(0, "0: 200 for cnn, 2 for others."),
     overlays=(100, "Laid over each input."),
     chunk=(0, "Inputs at a time; 0: the library's."),
   )

@@ -4,6 +4,7 @@ A line of JSON a comparison holds everything that RESULTS.md is made from.
 """
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -125,7 +126,9 @@ def measure(
   Returns:
     What its line of JSON holds; `seconds` are for one item.
   """
+  begin, before = time.perf_counter(), surroundings.cpu_seconds()
   raw = interleaved(comparison.functions, repeats)
+  elapsed, after = time.perf_counter() - begin, surroundings.cpu_seconds()
   seconds = {
     name: [
       s / comparison.items / comparison.parts.get(name, 1.0) for s in values
@@ -149,7 +152,23 @@ def measure(
       statistics.median(next(iter(raw.values()))),
       roofline.ceilings(bf16),
     )
+  if before and after:
+    line["others"] = others(before, after, elapsed)
   return line | surroundings.describe()
+
+
+def others(
+  before: tuple[float, float], after: tuple[float, float], elapsed: float
+) -> float:
+  """The share of the machine's CPU time that other processes took meanwhile.
+
+  Args:
+    before: `surroundings.cpu_seconds()`.
+    after: the same, later.
+    elapsed: seconds between them.
+  """
+  whole, own = [b - a for a, b in zip(before, after, strict=True)]
+  return max(0.0, whole - own) / max(elapsed * (os.cpu_count() or 1), 1e-9)
 
 
 def report(line: dict[str, Any]) -> None:
@@ -172,6 +191,8 @@ def report(line: dict[str, Any]) -> None:
       f"  seconds grow as size ** {line['slope']:.2f}, operations as size ** "
       f"{line['operations_slope']:.2f}"
     )
+  if line.get("others", 0.0) > 0.05:
+    print(f"  other processes took {line['others']:.0%} of the CPU meanwhile")
   if line["wanted"]:
     print(f"  wanted: {line['wanted']}")
   print(json.dumps(line), flush=True)
