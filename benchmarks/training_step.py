@@ -28,7 +28,7 @@ RATES = {"rate": 0.05, "momentum": 0.9, "decay": 5e-4}
 
 def ours(case, images, labels, rows):
   """Our call of as many steps as there are rows, and its operations."""
-  model, _ = script.network(case)
+  model, weights = script.network(case)
   steps, batch = rows.shape
   optimizers = training.Optimizers(
     training.sgd(RATES["rate"], RATES["momentum"], RATES["decay"]),
@@ -38,7 +38,9 @@ def ours(case, images, labels, rows):
   mesh = sharding.make_mesh()
   call = training.make_call(step, batch, steps, mesh)
   carry = training.create(script.KEY, model, lambda key: {}, optimizers)
-  carry = sharding.replicate(mesh, carry)
+  # The peers start from the same weights.
+  state = carry.state.replace(**weights._asdict())
+  carry = sharding.replicate(mesh, carry._replace(state=state))
   order = rows.reshape(-1)
 
   def run():
