@@ -22,3 +22,8 @@ adversarial-robustness-toolbox are no requirements: what is not installed is
 left out, which a line says. Both run on the GPU where they see one:
 `pytorch/device.py` chooses for torch.
 """
+
+import os
+
+# JAX takes three quarters of a GPU's memory when it starts; torch needs some.
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
