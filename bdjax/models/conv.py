@@ -4,8 +4,8 @@ XLA:CPU sends a convolution to its fast kernel only in the layout NHWC x HWIO
 -> NHWC. The gradients that JAX derives ask for other layouts; outside loops a
 compiler pass rewrites them, inside `lax.scan` it does not, and a training
 step is 50 times slower there (jax issue 12868). So on CPU the gradients are
-written out here, in the canonical layout, and 3x3 convolutions of many channels
-go by Winograd's way. Other backends use `lax` as it is.
+written out here, in the canonical layout, and convolutions of very few and of
+many channels go ways of their own. Other backends use `lax` as it is.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.models import winograd
+from bdjax.models import narrow, winograd
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 
@@ -32,6 +32,8 @@ def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
 
 
 def _fast_conv(x, kernel, strides, padding):
+  if narrow.fits(kernel, strides, padding):
+    return narrow.convolve(x, kernel, padding)
   if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
     return winograd.convolve(x, kernel, padding)
   return _lax_conv(x, kernel, strides, padding)
@@ -71,7 +73,9 @@ def _backward(strides, padding, residuals, g):
     dx_padding.append((window - 1 - low, size + low - reach))
     dk_padding.append((low, reach + window - 1 - size - low))
   flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-  if strides == (1, 1):
+  if narrow.fits(kernel, strides, padding):
+    dx = narrow.input_gradient(g, kernel, padding)
+  elif strides == (1, 1):
     dx = _fast_conv(g, flipped, strides, dx_padding)
   else:
     dx = _lax_conv(g, flipped, (1, 1), dx_padding, lhs=strides)

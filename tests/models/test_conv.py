@@ -25,7 +25,7 @@ def _lax(x, kernel, strides, padding):
   )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
   size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
   window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
@@ -34,9 +34,12 @@ def _lax(x, kernel, strides, padding):
     st.tuples(st.integers(0, 2), st.integers(0, 2)),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),
   ),
+  channels=st.sampled_from([1, 3, 5]),
   seed=st.integers(0, 99),
 )
-def test_equals_lax_in_value_and_gradient(size, window, strides, padding, seed):
+def test_equals_lax_in_value_and_gradient(
+  size, window, strides, padding, channels, seed
+):
   # No strides as long as a window, but for 1x1: there XLA's simplifier ends
   # the process (jaxlib 0.10.2, and with lax's own gradient as well).
   strides = tuple(
@@ -48,7 +51,7 @@ def test_equals_lax_in_value_and_gradient(size, window, strides, padding, seed):
     tuple(min(p, w - 1) for p in pair)
     for pair, w in zip(padding, window, strict=True)
   )
-  x, kernel = _normal(seed, (2, *size, 3), (*window, 3, 4))
+  x, kernel = _normal(seed, (2, *size, channels), (*window, channels, 4))
 
   def lax_conv(x, k):
     return _lax(x, k, strides, padding)
