@@ -76,7 +76,7 @@ def create(
 def make_train_step(
   model: Model,
   optimizers: Optimizers,
-  transform: Callable[[Any], Transform],
+  transform: Callable[..., Transform],
   *,
   label_smoothing: float = 0.0,
   backdoor_weight: float = 1.0,
@@ -92,21 +92,23 @@ def make_train_step(
   Args:
     model: the classifier.
     optimizers: of classifier and generator.
-    transform: generator parameters -> the transform (augmentation, poisoning)
-      that a batch goes through.
+    transform: `(generator parameters, *setting) ->` the transform
+      (augmentation, poisoning) that a batch goes through.
     label_smoothing: in [0,1).
     backdoor_weight: at least 0.
     penalty: `(generator_params, key) -> scalar`, added to the loss.
 
   Returns:
-    `(carry, key, images f32 [B,H,W,C], labels i32 [B]) -> (carry, metrics)`,
-    where metrics are scalars: `loss`, and counts `clean`, `clean_correct`,
-    `poisoned`, `poisoned_correct`. The key is the run's; the step's is
-    folded in here.
+    `(carry, key, images f32 [B,H,W,C], labels i32 [B], *setting) -> (carry,
+    metrics)`, where metrics are scalars: `loss`, and counts `clean`,
+    `clean_correct`, `poisoned`, `poisoned_correct`. The key is the run's; the
+    step's is folded in here. A setting is what runs of one program differ in,
+    such as the poison rate: arrays, handed on to `transform`.
   """
 
-  def loss_fn(params, generator_params, batch_stats, key, images, labels):
-    images, labels, poisoned = transform(generator_params)(key, images, labels)
+  def loss_fn(params, generator_params, batch_stats, key, batch, setting):
+    apply_to = transform(generator_params, *setting)
+    images, labels, poisoned = apply_to(key, *batch)
     logits, batch_stats = model.apply(params, batch_stats, images, True)
     wanted = jax.nn.one_hot(labels, logits.shape[-1])
     wanted = optax.smooth_labels(wanted, label_smoothing)
@@ -125,12 +127,13 @@ def make_train_step(
       loss += penalty(generator_params, jax.random.fold_in(key, 1 << 30))
     return loss, (batch_stats, counts)
 
-  def train_step(carry, key, images, labels):
+  def train_step(carry, key, images, labels, *setting):
     state, generator = carry
     key = jax.random.fold_in(key, state.step)
+    batch = images, labels
     (loss, (batch_stats, counts)), grads = jax.value_and_grad(
       loss_fn, argnums=(0, 1), has_aux=True
-    )(state.params, generator.params, state.batch_stats, key, images, labels)
+    )(state.params, generator.params, state.batch_stats, key, batch, setting)
     state = _update(optimizers.state, state, grads[0])
     generator = _update(optimizers.generator, generator, grads[1])
     state = state.replace(batch_stats=batch_stats)
@@ -181,20 +184,20 @@ def make_call(
     mesh: where the batch is cut along; the dataset is on every device.
 
   Returns:
-    `(carry, key, images u8 [N,H,W,C], labels i32 [N], order i32 [N], call)
-    -> (carry, metrics)`: runs the `call`-th stretch of `order`; metrics are
-    [steps].
+    `(carry, key, images u8 [N,H,W,C], labels i32 [N], order i32 [N], call,
+    *setting) -> (carry, metrics)`: runs the `call`-th stretch of `order`;
+    metrics are [steps].
   """
   cut = sharding.along_batch(mesh)
 
-  def run(carry, key, images, labels, order, call):
+  def run(carry, key, images, labels, order, call, *setting):
     count = steps * batch_size
     rows = jax.lax.dynamic_slice(order, (call * count,), (count,))
 
     def body(carry, rows):
       rows = jax.lax.with_sharding_constraint(rows, cut)
       batch = images[rows].astype(jnp.float32) / 255.0
-      return train_step(carry, key, batch, labels[rows])
+      return train_step(carry, key, batch, labels[rows], *setting)
 
     return jax.lax.scan(body, carry, rows.reshape(steps, batch_size))
 
@@ -212,6 +215,7 @@ def fit(
   calls: int,
   epochs: int,
   each_epoch: Callable | None = None,
+  setting: tuple[jax.Array, ...] = (),
 ) -> Iterator[tuple[int, Carry, dict]]:
   """Trains from the carry's step to the end, yielding after every call.
 
@@ -230,6 +234,7 @@ def fit(
     epochs: of the whole run.
     each_epoch: `(key, epoch, images) -> images`, what an epoch shows of the
       training set; the key is the same in all of them.
+    setting: what `call` takes last.
 
   Yields:
     (step, carry, metrics [steps]).
@@ -253,5 +258,7 @@ def fit(
       order = shuffle(jnp.int32(epoch))
       shown = None  # gives the last epoch's memory back first
       shown = show(show_key, jnp.int32(epoch), images)
-    carry, metrics = call(carry, step_key, shown, labels, order, part)
+    carry, metrics = call(
+      carry, step_key, shown, labels, order, part, *setting
+    )
     yield (index + 1) * steps, carry, metrics

@@ -87,7 +87,7 @@ def choose_targets(
   return jnp.where(eligible, scores, -1.0).argmax(1), eligible.any(1)
 
 
-def poison(attack: Attack, params: Any, rate: float) -> Transform:
+def poison(attack: Attack, params: Any, rate: float | jax.Array) -> Transform:
   """Poisons a batch: stamps fresh triggers and changes the labels.
 
   Each image is poisoned with probability `rate`, towards a target drawn

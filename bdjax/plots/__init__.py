@@ -17,6 +17,7 @@ _HOME = {
   "rounds": "defenses",
   "scanned_norms": "scanning",
   "source_target_matrix": "matrix",
+  "sweep": "sweeps",
   "training_curves": "training",
   "trigger_sheet": "attacks",
 }
