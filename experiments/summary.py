@@ -60,8 +60,9 @@ def rows_of(runs: list[pathlib.Path]) -> list[list[str]]:
 
 
 def _is_run(path: pathlib.Path) -> bool:
-  """Whether results are of a training, and not of a scan or the like."""
-  return "experiment" in (read_json(path) or {}).get("config", {})
+  """Whether results are of a training, and not of a scan, a sweep, ..."""
+  found = read_json(path) or {}
+  return "measured" in found and "experiment" in found.get("config", {})
 
 
 def _measured(path: pathlib.Path) -> dict[str, Any]:

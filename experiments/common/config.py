@@ -9,6 +9,12 @@ from bdjax.models import MODELS
 
 GENERATED = ("ban", "cban")  # by a network
 ATTACKS = ("badnets", "random_backdoor", *GENERATED)
+# Flags that take several values, and what a member has one of.
+SWEEPS = {
+  "poison_rates": "poison_rate",
+  "trigger_sizes": "trigger_size",
+  "target_sweep": "target_labels",
+}
 
 
 def flag(default: Any, help_text: str, **meta: Any) -> Any:
@@ -24,6 +30,9 @@ def flag(default: Any, help_text: str, **meta: Any) -> Any:
   return dataclasses.field(
     default=default, metadata={"help": help_text, **meta}
   )
+
+
+_SWEEP = {"only": ATTACKS, "free": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +119,19 @@ class Config:
   seeds: int = flag(
     1, "Repeats the run with this many consecutive seeds.", free=True
   )
+  at_once: int | None = flag(
+    None,
+    "Members of a group (seeds, poison rates, ...) that train at a time "
+    "(default: one; two on a CPU that is the only device; with --vmap as many "
+    "as fit the memory).",
+    free=True,
+  )
+  vmap: bool = flag(
+    False,
+    "Trains the members of a group as one program: for accelerators, where "
+    "it is not measured yet. Equals runs alone up to rounding.",
+    free=True,
+  )
 
   # Attack.
   target_labels: str | None = flag(
@@ -141,6 +163,17 @@ class Config:
     "Chance of an image to be triggered in a step (default: several targets "
     "0.3; one target 0.1, but random_backdoor on MNIST 0.15, else 0.2).",
     only=ATTACKS,
+  )
+  poison_rates: str | None = flag(
+    None, "One run for each of these rates, with commas.", **_SWEEP
+  )
+  trigger_sizes: str | None = flag(
+    None, "One run for each of these sizes, with commas.", **_SWEEP
+  )
+  target_sweep: str | None = flag(
+    None,
+    "One run for each of these labels as the only target, with commas.",
+    **_SWEEP,
   )
   backdoor_weight: float | None = flag(
     None, "Weight of the poisoned images' loss (default: 1).", only=ATTACKS
@@ -185,7 +218,8 @@ class Config:
   run_name: str | None = flag(
     None,
     "Directory of this run (default: EXPERIMENT-DATASET, then -multi for "
-    "several targets of random_backdoor and ban, -seeds for several seeds).",
+    "several targets of random_backdoor and ban, -rates, -sizes or -targets "
+    "for several of these, -seeds for several seeds).",
     free=True,
   )
   overwrite: bool = flag(
@@ -224,8 +258,8 @@ def fields_of(experiment: str) -> list[dataclasses.Field]:
 def identity(config: Config) -> dict[str, Any]:
   """What a run's outcome depends on: all its flags but places and manners.
 
-  Of the number of seeds only whether there are several: a group of three can
-  become one of five.
+  Of the number of seeds only whether there are several, and of a sweep only
+  what is swept: a group of three can become one of five.
   """
   fields = {
     f.name: getattr(config, f.name)
@@ -236,6 +270,7 @@ def identity(config: Config) -> dict[str, Any]:
     "experiment": config.experiment,
     "data_sha256": config.data_sha256,
     "group": config.seeds > 1,
+    "swept": [v for k, v in SWEEPS.items() if getattr(config, k)] or None,
   }
 
 

@@ -144,6 +144,7 @@ def check(config: Config) -> None:
     "epochs",
     "batch_size",
     "seeds",
+    "at_once",
     "eval_draws",
     "noise_dim",
     "generator_width",

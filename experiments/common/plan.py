@@ -1,17 +1,39 @@
-"""What `--dry_run` prints."""
+"""The members of a group, and what `--dry_run` prints."""
 
-import jax
-import jax.numpy as jnp
+import dataclasses
 
 from bdjax import models
 from bdjax.data import Splits
-from experiments.common.config import identity
+from experiments.common.config import Config, identity
+from experiments.common.population import at_once, estimated_bytes
 from experiments.common.program import Program
 
 
-def describe(program: Program, splits: Splits) -> str:
-  """The resolved configuration, parameters, memory and steps, as lines."""
-  config = program.config
+def members(setting: Config) -> list[Config]:
+  """A configuration for each of the seeds; itself where it has but one."""
+  if setting.seeds == 1:
+    return [setting]
+  return [
+    dataclasses.replace(
+      setting,
+      seed=seed,
+      seeds=1,
+      runs_dir=str(setting.directory),
+      run_name=f"seed-{seed}",
+    )
+    for seed in range(setting.seed, setting.seed + setting.seeds)
+  ]
+
+
+def describe(config: Config, programs: list[Program], splits: Splits) -> str:
+  """The resolved configuration, parameters, memory and steps, as lines.
+
+  Args:
+    config: of the whole.
+    programs: one a setting.
+    splits: the data.
+  """
+  program = programs[-1]  # of the largest trigger, as a rule
   lines = [f"{name}: {value}" for name, value in identity(config).items()]
   memory = estimated_bytes(program, splits) / 2**20
   lines += [
@@ -25,15 +47,9 @@ def describe(program: Program, splits: Splits) -> str:
     f"{program.calls} calls an epoch)",
     f"estimated memory: {memory:,.0f} MiB on each device",
   ]
+  runs = [m for each in programs for m in members(each.config)]
+  if len(runs) > 1:
+    width = at_once(config, program, splits)
+    lines.append(f"members: {len(runs)}, {width} at a time")
+    lines += [f"  {run.directory}" for run in runs]
   return "\n".join(lines)
-
-
-def estimated_bytes(program: Program, splits: Splits) -> int:
-  """Device bytes of the compiled training call, as XLA plans them."""
-  images = jax.ShapeDtypeStruct(splits.train.images.shape, jnp.uint8)
-  carry = jax.eval_shape(program.create, jax.random.key(0), images)
-  labels = jax.ShapeDtypeStruct(splits.train.labels.shape, jnp.int32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  lowered = program.call.lower(carry, key, images, labels, labels, 0)
-  plan = lowered.compile().memory_analysis()
-  return plan.argument_size_in_bytes + plan.temp_size_in_bytes

@@ -2,14 +2,23 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bdjax import evaluation, models, optimization, sharding, training
+from bdjax import (
+  evaluation,
+  models,
+  optimization,
+  population,
+  sharding,
+  training,
+)
 from bdjax.attacks import triggers
 from bdjax.attacks.badnets import badnets
 from bdjax.attacks.ban import ban, sameness
@@ -46,7 +55,11 @@ def make_keys(seed: int) -> Keys:
 
 
 class Program(NamedTuple):
-  """Everything of a run that does not depend on its seed."""
+  """Everything of a run that does not depend on its seed.
+
+  Poison rate and target labels are arguments of `call`, so that one compiled
+  program serves all runs that differ in nothing else.
+  """
 
   config: Config
   model: models.Model
@@ -54,12 +67,15 @@ class Program(NamedTuple):
   optimizers: training.Optimizers
   mesh: jax.sharding.Mesh
   call: Callable
+  call_together: Callable  # of several runs as one program
   steps: int  # a call
   calls: int  # an epoch
   learning_rate: optax.Schedule
   each_epoch: Callable | None  # what an epoch does to the training set
   predict: Callable
   predict_triggered: Callable | None
+  setting: tuple[jax.Array, ...]  # what `call` takes last
+  lock: threading.Lock  # held by a member that does more than train
 
   @property
   def total_steps(self) -> int:
@@ -262,6 +278,9 @@ def build(
     optimizers=optimizers,
     mesh=mesh,
     call=training.make_call(train_step, config.batch_size, steps, mesh),
+    call_together=population.make_call(
+      train_step, config.batch_size, steps, mesh
+    ),
     steps=steps,
     calls=calls,
     learning_rate=rate,
@@ -269,7 +288,29 @@ def build(
     predict=evaluation.make_predict(examined, batch, mesh),
     predict_triggered=attack
     and evaluation.make_predict_triggered(examined, attack, batch, mesh),
+    setting=(jnp.float32(config.poison_rate), attack.targets) if attack else (),
+    lock=threading.Lock(),
   )
+
+
+def build_all(settings: list[Config], splits: Splits) -> list[Program]:
+  """A program for each setting of a sweep.
+
+  What differs in poison rate and target label only, shares what is compiled.
+
+  Raises:
+    UserError: a configuration does not fit the data or the devices.
+  """
+  first: dict[int | None, Program] = {}  # of each trigger size
+  programs = []
+  for config in settings:
+    program = build(config, splits)
+    other = first.setdefault(config.trigger_size, program)
+    names = "model call call_together predict predict_triggered".split()
+    changes = {name: getattr(other, name) for name in names}
+    changes["lock"] = next(iter(first.values())).lock
+    programs.append(program._replace(**changes))
+  return programs
 
 
 def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
@@ -283,13 +324,15 @@ def _check_test_labels(attack: Attack | None, labels: np.ndarray) -> None:
     )
 
 
-def _transform(config: Config, attack: Attack | None) -> Callable[[Any], Any]:
-  """Generator parameters -> augmentation, then poisoning."""
+def _transform(config: Config, attack: Attack | None) -> Callable[..., Any]:
+  """Generator parameters and setting -> augmentation, then poisoning."""
   before = () if config.augment == "none" else (augment(config.augment),)
+  if attack is None:
+    return lambda params: compose(*before)
 
-  def transform(params):
-    after = (poison(attack, params, config.poison_rate),) if attack else ()
-    return compose(*before, *after)
+  def transform(params, rate, targets):
+    aimed = attack._replace(targets=targets)
+    return compose(*before, poison(aimed, params, rate))
 
   return transform
 

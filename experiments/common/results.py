@@ -178,24 +178,24 @@ def combine(members: list[dict[str, Any]]) -> dict[str, Any]:
   out["seeds"] = [seed for m in members for seed in m["seeds"]]
   for name in ("seconds", "images_per_second", "peak_memory_bytes"):
     parts = [m[name] for m in members]
-    reduce = {"seconds": _sums, "peak_memory_bytes": _largest}.get(
-      name, np.mean
-    )
+    reduce = {"seconds": sums, "peak_memory_bytes": largest}.get(name, np.mean)
     out[name] = reduce(parts)
   return out
 
 
-def _sums(parts: list[dict[str, float]]) -> dict[str, float]:
+def sums(parts: list[dict[str, float]]) -> dict[str, float]:
+  """The sum of each entry."""
   return {key: sum(part[key] for part in parts) for key in parts[0]}
 
 
-def _largest(parts: list[dict[str, int | None]]) -> dict[str, int | None]:
+def largest(parts: list[dict[str, int | None]]) -> dict[str, int | None]:
+  """The largest of each entry; None where none is known."""
   return {
     key: max(part[key] or 0 for part in parts) or None for key in parts[0]
   }
 
 
-_TITLES = {
+TITLES = {
   "clean_accuracy": "clean accuracy",
   "attack_success_rate": "attack success rate",
   "robust_accuracy": "robust accuracy",
@@ -204,20 +204,30 @@ _TITLES = {
 
 
 def print_table(results: dict[str, Any], directory: pathlib.Path) -> None:
-  """Prints measured scores, with what the literature reports beside them."""
+  """Prints measured scores, and of a sweep those of every setting."""
+  title = f"{results['config']['experiment']} on {results['data']['name']}"
+  console = rich.console.Console(highlight=False)
+  make = _of_settings if "settings" in results else _of_scores
+  table = make(results)
+  table.title, table.title_justify = title, "left"
+  table.box = rich.box.SIMPLE_HEAD
+  console.print(table)
+  if "difference" in results:
+    points = 100 * results["difference"]["mean"]
+    console.print(f"  cost in clean accuracy: {-points:.2f} points")
+  console.print(f"  {directory}", soft_wrap=True)
+
+
+def _of_scores(results: dict[str, Any]) -> rich.table.Table:
+  """A row a score, with what the literature reports beside it."""
   published = results["reported"]
-  table = rich.table.Table(
-    title=f"{results['config']['experiment']} on {results['data']['name']}",
-    box=rich.box.SIMPLE_HEAD,
-    title_justify="left",
-  )
-  table.add_column("score")
+  table = rich.table.Table("score")
   table.add_column("measured", justify="right")
   over = {s["over"] for s in results["measured"].values()}
   table.add_column(f"95% interval over {' / '.join(sorted(over))}")
   if published:
     table.add_column("reported", justify="right")
-  for name, title in _TITLES.items():
+  for name, title in TITLES.items():
     score = results["measured"].get(name)
     if score is None:
       continue
@@ -229,9 +239,18 @@ def print_table(results: dict[str, Any], directory: pathlib.Path) -> None:
     if published:
       row.append(f"{published[name]:.2%}" if name in published else "")
     table.add_row(*row)
-  console = rich.console.Console(highlight=False)
-  console.print(table)
-  if "difference" in results:
-    points = 100 * results["difference"]["mean"]
-    console.print(f"  cost in clean accuracy: {-points:.2f} points")
-  console.print(f"  {directory}", soft_wrap=True)
+  return table
+
+
+def _of_settings(results: dict[str, Any]) -> rich.table.Table:
+  """A row a setting, with the two scores that matter most."""
+  fields, names = results["config"]["swept"], tuple(TITLES)[:2]
+  table = rich.table.Table(*(field.replace("_", " ") for field in fields))
+  for name in names:
+    table.add_column(f"{TITLES[name]}, %", justify="right")
+  for row in results["settings"]:
+    scores = [row["measured"][name] for name in names]
+    parts = [[100 * s[k] for k in ("mean", "low", "high")] for s in scores]
+    cells = [f"{a:.1f} ({b:.1f} to {c:.1f})" for a, b, c in parts]
+    table.add_row(*(str(row[field]) for field in fields), *cells)
+  return table

@@ -1,31 +1,22 @@
-"""One run, a group of runs that differ in their seed, and their benchmark."""
+"""One run, a group of runs, and their benchmark."""
 
 import contextlib
 import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from bdjax import data, metrics, models
-from bdjax.data import Splits
+from bdjax import metrics
 from bdjax.errors import UserError
-from experiments.common import figures, plan, profiling, results, scores
-from experiments.common.config import (
-  Config,
-  differences,
-  fields_of,
-  identity,
-)
-from experiments.common.defaults import resolve
-from experiments.common.program import Program, build, digest, make_keys
-from experiments.common.rundir import once, open_run, read_json, write_json
-from experiments.common.train import train
-
-Report = Callable[[str], None]
+from experiments.common import plan, population, profiling, results, sweep
+from experiments.common.benchmark import clean_config, finished
+from experiments.common.config import Config, identity
+from experiments.common.member import Report, load, train_member
+from experiments.common.program import Program, build_all, digest
+from experiments.common.rundir import once, open_run, write_json
 
 
 def quiet(line: str) -> None:
@@ -40,7 +31,7 @@ def run(
   show: bool = False,
   wait: bool = False,
 ) -> dict[str, Any] | None:
-  """Runs an experiment, with all its seeds; importable.
+  """Runs an experiment, with all its settings and seeds; importable.
 
   Args:
     config: need not be resolved.
@@ -56,14 +47,17 @@ def run(
     UserError: something the user can put right.
     Stopped: after SIGTERM or Ctrl-C.
   """
-  config = resolve(config)
-  splits = _load(config, report)
+  config, settings = sweep.expand(config)
+  splits = load(config, report)
   if splits.info.source == "file":
-    config = dataclasses.replace(config, data_sha256=digest(splits.info))
-  program = build(config, splits)
-  with _device_memory(program):
+    mark = {"data_sha256": digest(splits.info)}
+    config = dataclasses.replace(config, **mark)
+    settings = [dataclasses.replace(each, **mark) for each in settings]
+  programs = build_all(settings, splits)
+  width = population.at_once(config, programs[-1], splits)
+  with _device_memory(programs[0]):
     if config.dry_run:
-      print(plan.describe(program, splits))
+      print(plan.describe(config, programs, splits))
       return None
     profiling.check(config.profile)
     with open_run(
@@ -72,24 +66,15 @@ def run(
       overwrite=config.overwrite,
       wait=report if wait else None,
     ) as directory:
-      if config.seeds == 1:
-        out = _alone(program, splits, config, directory, report)
+      if sweep.axes(config):
+        out = _sweep(config, programs, width, report)
+      elif config.seeds > 1:
+        (out,) = _groups(config, programs, width, report)
       else:
-        out = _group(program, config, directory, report)
+        out = _alone(programs[0], splits, config, directory, report)
   if show:
     results.print_table(out, config.directory)
   return out
-
-
-def _load(config: Config, report: Report) -> Splits:
-  return data.load(
-    config.dataset,
-    source=config.data_source,
-    data_dir=config.data_dir,
-    defender_fraction=config.defender_fraction,
-    seed=config.seed,
-    report=report,
-  )
 
 
 def _alone(program, splits, config, directory, report) -> dict[str, Any]:
@@ -99,80 +84,85 @@ def _alone(program, splits, config, directory, report) -> dict[str, Any]:
   out = once(
     directory,
     report,
-    lambda: _member(program, splits, config, directory, report),
+    lambda: train_member(program, splits, config, directory, report),
   )
   return _with_benchmark(out, config, config.directory.parent, report)
 
 
-def _group(program, config, directory, report) -> dict[str, Any]:
-  """Repeats a run with consecutive seeds, each in `seed-N/`."""
+def _sweep(config, programs, width, report) -> dict[str, Any]:
+  """All settings, each a run or a group of seeds, and what they say."""
+  with contextlib.ExitStack() as stack:
+    if config.seeds > 1:
+      for setting in (program.config for program in programs):
+        stack.enter_context(_open(setting))
+    found = _groups(config, programs, width, report)
+  settings = [program.config for program in programs]
+  out = sweep.combine(config, settings, found)
+  write_json(config.directory / "results.json", out)
+  sweep.draw(out, config.directory)
+  return out
+
+
+def _groups(config, programs, width, report) -> list[dict[str, Any]]:
+  """Trains all members, and puts those of a setting together.
+
+  Args:
+    config: of the whole.
+    programs: one a setting, whose directory is held where it has seeds.
+    width: how many members train at a time.
+    report: takes one line.
+
+  Returns:
+    The results of each setting.
+  """
   runs = config.directory.parent
-  members = [
-    dataclasses.replace(
-      config,
-      seed=seed,
-      seeds=1,
-      runs_dir=str(directory),
-      run_name=f"seed-{seed}",
-    )
-    for seed in range(config.seed, config.seed + config.seeds)
-  ]
-  if config.benchmark == "auto":  # the whole group's, for members to find
-    run(_clean(config, runs), report, wait=True)
-  elif config.benchmark == "reuse":
-    for member in members:
+  settings = [program.config for program in programs]
+  groups = [plan.members(setting) for setting in settings]
+  if config.benchmark == "auto" and config.seeds > 1:  # for members to find
+    run(clean_config(config, runs), report, wait=True)
+  elif config.benchmark in ("auto", "reuse"):
+    for member in sum(groups, []):
       _benchmark(member, runs, report)
-  found = []
-  for member in members:
-    report(f"seed {member.seed}")
-    with open_run(
-      member.directory, identity(member), overwrite=member.overwrite
-    ) as place:
-      splits = _load(member, report)
-      make = functools.partial(_member, program, splits, member, place, report)
-      out = once(place, report, make)
-      found.append(_with_benchmark(out, member, runs, report))
-  out = results.combine(found)
-  out["config"] = identity(config)
-  out["members"] = [member.run_name for member in members]
-  write_json(directory / "results.json", out)
+  members = [
+    program._replace(config=member)
+    for program, group in zip(programs, groups, strict=True)
+    for member in group
+  ]
+  train = functools.partial(_one_of_many, runs, report)
+  found = iter(population.train_all(members, train, width, config.vmap))
+  out = []
+  for setting, group in zip(settings, groups, strict=True):
+    each = [next(found) for _ in group]
+    if setting.seeds > 1:
+      each = [results.combine(each)]
+      each[0]["config"] = identity(setting)
+      each[0]["members"] = [member.run_name for member in group]
+      write_json(setting.directory / "results.json", each[0])
+    out += each
   return out
 
 
-def _member(
-  program: Program,
-  splits: Splits,
-  config: Config,
-  directory: pathlib.Path,
-  report: Report,
-) -> dict[str, Any]:
-  """One run with one seed: train, evaluate, draw."""
-  commit = results.git_commit()  # now: a checkout may change while it trains
-  trained = train(program, splits, config.seed, directory, commit, report)
-  begin = time.perf_counter()
-  keys = make_keys(config.seed)
-  found = scores.evaluate(program, trained.carry, splits, keys.evaluate)
-  seconds = trained.seconds | {"evaluate": time.perf_counter() - begin}
-  speed = program.total_steps * config.batch_size / seconds["train"]
-  flops = results.flops_per_image(program.model, splits.test.images.shape[1:])
-  out = {
-    "config": identity(config),
-    "measured": results.as_json(found.measured),
-    "reported": results.reported(config),
-    "details": found.details,
-    **results.surroundings(splits.info),
-    "git_commit": {"training": trained.commits, "evaluation": commit},
-    "seeds": [config.seed],
-    "steps": program.total_steps,
-    "parameters": models.count_parameters(program.model),
-    "seconds": seconds,
-    "images_per_second": speed,
-    "forward_flops_per_image": flops,
-    "share_of_bfloat16_peak": results.share_of_peak(flops, speed),
-    "peak_memory_bytes": results.peak_memory_bytes(),
-  }
-  figures.draw(program, trained, found, splits, keys.figures, directory)
-  return out
+def _one_of_many(runs, report, program, received) -> dict[str, Any]:
+  """A member, in its own directory; `received` as in `train`."""
+  config = program.config
+  name = config.directory.relative_to(runs)
+
+  def say(line):
+    report(f"{name}: {line}")
+
+  say("starts")
+  with _open(config) as place:
+    splits = load(config, say)
+    make = functools.partial(
+      train_member, program, splits, config, place, say, received
+    )
+    return _with_benchmark(once(place, say, make), config, runs, say)
+
+
+def _open(config: Config):
+  return open_run(
+    config.directory, identity(config), overwrite=config.overwrite
+  )
 
 
 def _with_benchmark(out, config, runs, report) -> dict[str, Any]:
@@ -195,8 +185,8 @@ def _benchmark(config, runs: pathlib.Path, report) -> metrics.Score:
   It is the result of a finished run of `experiments.clean`, alone or in a
   group, or of one that is made now.
   """
-  clean = _clean(config, runs)
-  found = _finished(clean, runs)
+  clean = clean_config(config, runs)
+  found = finished(clean, runs)
   if found is None and config.benchmark == "reuse":
     raise UserError(
       f"no finished run of experiments.clean in {runs} has these flags: train "
@@ -206,44 +196,6 @@ def _benchmark(config, runs: pathlib.Path, report) -> metrics.Score:
     report(f"training the clean benchmark, {clean.directory}")
     found = run(clean, report, wait=True)
   return metrics.Score(**found["measured"]["clean_accuracy"])
-
-
-def _clean(config: Config, runs: pathlib.Path) -> Config:
-  """The benchmark's configuration, under a name that is its own or free."""
-  names = {f.name for f in fields_of("clean")}
-  names -= {"run_name", "overwrite", "profile", "dry_run"}
-  kept = {name: getattr(config, name) for name in names}
-  clean = Config("clean", config.data_sha256, **kept)
-  clean = resolve(dataclasses.replace(clean, runs_dir=str(runs)))
-  name, number = clean.run_name, 2
-  while not _free_for(clean, _stored(runs / name / "config.json")):
-    name, number = f"{clean.run_name}-{number}", number + 1
-  return dataclasses.replace(clean, run_name=name)
-
-
-def _free_for(clean: Config, stored: Any) -> bool:
-  if stored is None:
-    return True
-  return isinstance(stored, dict) and not differences(stored, identity(clean))
-
-
-def _finished(clean: Config, runs: pathlib.Path) -> dict[str, Any] | None:
-  for pattern in ("*/results.json", "*/*/results.json"):
-    for path in sorted(runs.glob(pattern)):
-      found = _stored(path)
-      config = found.get("config") if isinstance(found, dict) else None
-      if isinstance(config, dict):
-        if not differences(config, identity(clean)):
-          return found
-  return None
-
-
-def _stored(path: pathlib.Path) -> Any | None:
-  """JSON that may be anybody's: None where it cannot be read."""
-  try:
-    return read_json(path)
-  except (UserError, OSError):
-    return {} if path.name == "config.json" else None
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class Trained(NamedTuple):
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
   """Collects SIGTERM and Ctrl-C; a second one is not waited for."""
   received: list[int] = []
 
@@ -78,6 +78,7 @@ def train(
   commit: str,
   report: Callable[[str], None],
   begin: training.Carry | None = None,
+  received: list[int] | None = None,
 ) -> Trained:
   """Trains to the end of the run, from where its checkpoints are.
 
@@ -89,6 +90,8 @@ def train(
     commit: of the sources, for the record.
     report: takes one line.
     begin: the states to begin with; fresh ones by default.
+    received: signals; training stops when there is one. By default those that
+      this process gets meanwhile.
 
   Raises:
     Stopped: after SIGTERM or Ctrl-C; the run is saved.
@@ -97,9 +100,12 @@ def train(
   """
   keys = make_keys(seed)
   carry = begin or program.create(keys.init, splits.train.images)
+  signals = stop_signals()
+  if received is not None:
+    signals = contextlib.nullcontext(received)
   with (
     Checkpoints(directory / "checkpoints") as checkpoints,
-    _stop_signals() as received,
+    signals as received,
   ):
     carry, step, meta = _resume(checkpoints, carry, report)
     log = MetricsLog(directory / "metrics.jsonl", step)
@@ -139,8 +145,9 @@ class _Loop:
     images, labels = sharding.replicate(
       program.mesh, (splits.train.images, splits.train.labels)
     )
-    begin = time.perf_counter()
-    call = _compile(program, carry, key, images, labels)
+    with program.lock:  # who has waited for it finds it compiled
+      begin = time.perf_counter()
+      call = _compile(program, carry, key, images, labels)
     self.seconds["compile"] += time.perf_counter() - begin
     if self.received:
       return carry
@@ -158,6 +165,7 @@ class _Loop:
         calls=program.calls,
         epochs=config.epochs,
         each_epoch=program.each_epoch,
+        setting=program.setting,
       ):
         carry, metrics = latest, jax.device_get(metrics)
         now = time.perf_counter()
@@ -230,8 +238,12 @@ def _all_finite(tree):
 
 
 def _compile(program, carry, key, images, labels):
+  if not hasattr(program.call, "lower"):
+    return program.call  # of several members, compiled where they meet
   order = jnp.arange(labels.shape[0], dtype=jnp.int32)
-  lowered = program.call.lower(carry, key, images, labels, order, 0)
+  lowered = program.call.lower(
+    carry, key, images, labels, order, 0, *program.setting
+  )
   return lowered.compile()
 
 

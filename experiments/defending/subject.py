@@ -123,6 +123,11 @@ def members(config: Config) -> list[pathlib.Path]:
     if re.fullmatch(r"seed-\d+", p.name) and (p / "checkpoints").is_dir()
   ]
   if not found:
+    below = sorted(p.parent for p in path.glob("*/config.json"))
+    if below and (read_json(path / "config.json") or {}).get("swept"):
+      raise UserError(
+        f"{path} is a sweep: take one of its settings, such as --run={below[0]}"
+      )
     raise UserError(
       f"{path} has no checkpoints: it is no run, or its training has not "
       "started"

@@ -9,7 +9,7 @@ import pytest
 from bdjax import data
 from bdjax.checkpoints import Checkpoints
 from bdjax.errors import UserError
-from experiments.common import cli, run, runner
+from experiments.common import cli, member, run
 from experiments.common.defaults import resolve
 from experiments.common.program import build
 
@@ -59,6 +59,19 @@ CASES = [
     {"target_labels": "3", "all_to_all": True},
     "contradicts --all_to_all",
   ),
+  ("ban", {"poison_rates": "0.1,often"}, "take numbers with commas"),
+  ("ban", {"poison_rates": "0.1,0.2,0.10"}, "poison_rates.* names 0.1 twice"),
+  ("ban", {"poison_rates": "0.1,1.5"}, "--poison_rates=.*1.5 is out of range"),
+  ("ban", {"poison_rates": "nan"}, "poison_rate=nan is out of range"),
+  ("ban", {"poison_rates": "0.1", "poison_rate": 0.1}, "leave one of them out"),
+  ("ban", {"trigger_sizes": "3,9"}, "9x9 does not fit into images of 8x8"),
+  ("ban", {"trigger_sizes": "3,0"}, "--trigger_sizes=.*0 is out of range"),
+  ("ban", {"trigger_sizes": "3,2.5"}, "take numbers with commas"),
+  ("ban", {"target_sweep": "0,10"}, "the labels are 0 to 9"),
+  ("ban", {"target_sweep": "0,all"}, "take numbers with commas"),
+  ("badnets", {"target_sweep": "1", "all_to_all": True}, "contradicts"),
+  ("ban", {"seeds": 2, "at_once": 2}, "at_once=2 needs a single device"),
+  ("ban", {"at_once": 0}, "at_once=0 is out of range"),
   ("clean", {"defender_fraction": -0.1}, "defender_fraction=-0.1 is out"),
   ("clean", {"dataset": "none.npz"}, "none.npz"),
 ]
@@ -135,19 +148,19 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny):
 
 
 def test_no_device_memory_names_a_batch_size_to_try(tiny, monkeypatch):
-  def full(*args):
+  def full(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-  monkeypatch.setattr(runner, "train", full)
+  monkeypatch.setattr(member, "train", full)
   with pytest.raises(UserError, match="try --batch_size=68"):
     run(tiny("clean", batch_size=140))
 
 
 def test_other_device_errors_keep_their_traceback(tiny, monkeypatch):
-  def broken(*args):
+  def broken(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
-  monkeypatch.setattr(runner, "train", broken)
+  monkeypatch.setattr(member, "train", broken)
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     run(tiny("clean"))
 

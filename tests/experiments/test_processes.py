@@ -66,7 +66,7 @@ def _finish(process):
   return process.returncode, out, err
 
 
-def _final_states(runs):
+def _final_states(runs, name="ban-digits"):
   config = resolve(
     Config(
       experiment="ban",
@@ -76,6 +76,7 @@ def _final_states(runs):
       benchmark="none",
       eval_draws=1,
       runs_dir=str(runs),
+      run_name=name,
     )
   )
   program = build(config, data.load("digits"))
@@ -145,6 +146,26 @@ def test_a_signal_in_the_last_call_or_after_it_ends_a_group(
   assert status == 128 + number, err
   assert "goes on from what is saved" in err
   assert not (runs / "ban-digits-seeds" / "results.json").exists()
+
+
+def test_a_group_is_stopped_and_goes_on(start, unbroken, tmp_path):
+  runs = tmp_path / "runs"
+  group = runs / "ban-digits-seeds"
+  logs = [group / f"seed-{seed}" / "metrics.jsonl" for seed in (0, 1)]
+  process = start(runs, "--seeds=2")
+  for log in logs:  # both train at the same time
+    _wait_for_records(process, log, 3)
+  process.send_signal(signal.SIGTERM)
+  status, _, err = _finish(process)
+  assert status == 128 + signal.SIGTERM, err
+  for log in logs:
+    assert log.read_text().count("\n") < EPOCHS
+  status, _, err = _finish(start(runs, "--seeds=2"))
+  assert status == 0, err
+  assert err.count("going on from step") == 2
+  found = _final_states(group, "seed-0")
+  for got, want in zip(found, unbroken, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_errors_are_one_line_and_a_status(start, tmp_path):
