@@ -108,9 +108,12 @@ def _make():
   call = training.make_call(step, BATCH, STEPS, mesh)
   together = population.make_call(step, BATCH, STEPS, mesh)
 
-  @jax.jit
-  def create(key):
-    return training.create(key, model, attack.init, optimizers)
+  fresh = jax.jit(
+    lambda key: training.create(key, model, attack.init, optimizers)
+  )
+
+  def create(key):  # where a call leaves it, or the second compiles anew
+    return sharding.replicate(mesh, fresh(key))
 
   return call, together, create
 

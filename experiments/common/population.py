@@ -141,11 +141,17 @@ def run_all(jobs: list[Job], width: int) -> list[Any]:
   if min(width, len(jobs)) == 1:
     return [job(None) for job in jobs]
   pool = concurrent.futures.ThreadPoolExecutor(width)
+  first = concurrent.futures.FIRST_COMPLETED
   with stop_signals() as received, pool:
     futures = [pool.submit(_unless_stopped, job, received) for job in jobs]
     try:
-      for future in concurrent.futures.as_completed(futures):
-        future.result()
+      pending = set(futures)
+      while pending:
+        # A signal may come to another thread: Python then has its handler wait
+        # until this one wakes.
+        done, pending = concurrent.futures.wait(pending, 0.2, first)
+        for future in done:
+          future.result()
     except BaseException:
       received.append(0)  # for those that still train
       raise
