@@ -48,7 +48,7 @@ def create(
   model: Model,
   generator_init: Callable[[jax.Array], Any],
   optimizers: Optimizers,
-  images: jax.Array,
+  images: jax.Array | None = None,
 ) -> Carry:
   """Fresh states of the classifier and the generator.
 
@@ -57,12 +57,14 @@ def create(
     model: the classifier.
     generator_init: key -> parameters of the generator.
     optimizers: of both.
-    images: uint8 [N,H,W,C] of the training set, for `model.prepare`.
+    images: uint8 [N,H,W,C] of the training set, for `model.prepare`; without
+      them the model stays as its `init` made it.
   """
   model_key, generator_key = jax.random.split(key)
   params, batch_stats = model.init(model_key)
-  images = images.astype(jnp.float32) / 255.0
-  batch_stats = model.prepare(params, batch_stats, images)
+  if images is not None:
+    images = images.astype(jnp.float32) / 255.0
+    batch_stats = model.prepare(params, batch_stats, images)
   zero = jnp.zeros((), jnp.int32)
   state = TrainState(zero, params, batch_stats, optimizers.state.init(params))
   params = generator_init(generator_key)
@@ -258,7 +260,5 @@ def fit(
       order = shuffle(jnp.int32(epoch))
       shown = None  # gives the last epoch's memory back first
       shown = show(show_key, jnp.int32(epoch), images)
-    carry, metrics = call(
-      carry, step_key, shown, labels, order, part, *setting
-    )
+    carry, metrics = call(carry, step_key, shown, labels, order, part, *setting)
     yield (index + 1) * steps, carry, metrics

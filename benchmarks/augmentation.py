@@ -11,7 +11,7 @@ Operations are those of the network's training alone.
 import jax.numpy as jnp
 import optax
 
-from bdjax import sharding, training
+from bdjax import optimization, sharding, training
 from bdjax.attacks import triggers
 from bdjax.attacks.ban import ban
 from bdjax.attacks.poison import compose, poison
@@ -28,7 +28,7 @@ def make_call(case, batch, steps, augmentation, attack):
   """Our call of `steps` steps."""
   model, _ = script.network(case)
   optimizers = training.Optimizers(
-    training.sgd(0.05, 0.9, 5e-4), optax.adam(1e-3)
+    optimization.sgd(0.05, 0.9, 5e-4), optax.adam(1e-3)
   )
   before = [augment(augmentation)] if augmentation else []
 

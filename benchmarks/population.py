@@ -25,7 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from bdjax import compiler, models, population, sharding, training
+from bdjax import (
+  compiler,
+  models,
+  optimization,
+  population,
+  sharding,
+  training,
+)
 from bdjax.attacks.badnets import badnets
 from bdjax.attacks.poison import poison
 from benchmarks.timing import interleaved, report
@@ -99,7 +106,7 @@ def _make():
   box = np.array([[[SIZE - 3, SIZE - 3, SIZE, SIZE]]])
   attack = badnets((0,), box, 3, 1)
   optimizers = training.Optimizers(
-    training.sgd(0.01, 0.9, 1e-4), training.sgd(0.01, 0.9, 0.0)
+    optimization.sgd(0.01, 0.9, 1e-4), optimization.sgd(0.01, 0.9, 0.0)
   )
   step = training.make_train_step(
     model, optimizers, lambda params, rate: poison(attack, params, rate)

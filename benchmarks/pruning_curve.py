@@ -36,7 +36,8 @@ class Subject:
     self.model, self.weights = script.network(case)
     self.layer = pruning.check_layer(self.model, case.shape)
     channels = models.layers(self.model, case.shape)[self.layer]
-    self.masks = pruning.prefix_masks(jnp.arange(channels))
+    self.order = jnp.arange(channels)
+    self.masks = pruning.prefix_masks(self.order)
     self.images, self.labels = script.images(count, case), script.labels(count)
     height, width, depth = case.shape
     corner = np.array([[[height - 4, width - 4, height, width]]], np.int32)
@@ -67,7 +68,7 @@ class Subject:
 def ours(subject: Subject):
   """The whole curve in one pass over each set of images."""
   function = pruning.predict_prefixes(subject.model, subject.layer)
-  return subject.evaluate(function, (subject.weights, subject.masks))
+  return subject.evaluate(function, (subject.weights, subject.order))
 
 
 def one_evaluation(subject: Subject):
@@ -134,8 +135,7 @@ def head_only(model: models.Model, layer: str) -> models.Model:
 
   def apply(params, batch_stats, features, train, tap):
     del train
-    x = tap(layer, features)
-    return model.head(params, batch_stats, x), batch_stats
+    return model.head(params, batch_stats, tap(layer, features)), batch_stats
 
   return model._replace(
     apply=apply, features=lambda params, batch_stats, features: features
@@ -164,9 +164,9 @@ def ours_cached(subject: Subject, features, labels, batch):
   model = head_only(subject.model, subject.layer)
   predict = pruning.predict_prefixes(model, subject.layer)
 
-  def accuracies(weights, masks, features, labels):
+  def accuracies(weights, order, features, labels):
     def hits(args):
-      found = predict((weights, masks), script.KEY, args[0])
+      found = predict((weights, order), script.KEY, args[0])
       return (found == args[1][:, None]).sum(0)
 
     count = len(features)
@@ -174,7 +174,7 @@ def ours_cached(subject: Subject, features, labels, batch):
     return jax.lax.map(hits, cut).sum(0) / count
 
   run = compiler.jit(accuracies)
-  return lambda: run(subject.weights, subject.masks, features, labels)
+  return lambda: run(subject.weights, subject.order, features, labels)
 
 
 def from_features(case: script.Case, count: int) -> Comparison:

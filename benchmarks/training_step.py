@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax import sharding, training
+from bdjax import optimization, sharding, training
 from bdjax.attacks.poison import compose
 from benchmarks import peers, roofline, script
 from benchmarks.plain import networks as plain_networks
@@ -31,7 +31,7 @@ def ours(case, images, labels, rows):
   model, weights = script.network(case)
   steps, batch = rows.shape
   optimizers = training.Optimizers(
-    training.sgd(RATES["rate"], RATES["momentum"], RATES["decay"]),
+    optimization.sgd(RATES["rate"], RATES["momentum"], RATES["decay"]),
     optax.identity(),
   )
   step = training.make_train_step(model, optimizers, lambda params: compose())

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from bdjax import models, population, sharding, training
+from bdjax import models, optimization, population, sharding, training
 from bdjax.attacks import triggers
 from bdjax.attacks.ban import ban
 from bdjax.attacks.poison import poison
@@ -18,7 +18,7 @@ def test_runs_together_equal_each_alone(devices):
   model = models.get("cnn", image_shape=(8, 8, 1), num_classes=2, width=4)
   attack = ban((0,), triggers.whole_image(1, 8, 8), 2, 1, 3, 4)
   optimizers = training.Optimizers(
-    training.sgd(0.1, 0.9, 1e-3), optax.adam(1e-2)
+    optimization.sgd(0.1, 0.9, 1e-3), optax.adam(1e-2)
   )
   step = training.make_train_step(
     model, optimizers, lambda params, rate: poison(attack, params, rate)

@@ -99,7 +99,7 @@ def make_tune(
     epochs: passes over the data, each in an order of its own; what fills no
       batch is left out of a pass.
     learning_rate: the highest.
-    schedule: from `training.schedule`.
+    schedule: from `optimization.schedule`.
     momentum: Nesterov's.
     weight_decay: on kernels.
     transform: trigger -> the transform that a batch goes through, as
