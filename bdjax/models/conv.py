@@ -140,7 +140,9 @@ def max_pool(x):
 
   The gradient goes to the first largest value of each window, as in `lax`,
   but elementwise: the scatter that `lax` derives is most of a small CNN's
-  step on CPU.
+  step on CPU. Which value that is, is decided once, by a tournament: compared
+  with the largest, a value that the compiler computes anew for the comparison
+  may differ in its last bit, and the gradient would be lost.
 
   Args:
     x: float [B,H,W,C].
@@ -157,25 +159,32 @@ def _windows(x):
   return x.reshape(b, h // 2, 2, w // 2, 2, c)
 
 
+def _winners(x):
+  """The number, 0 to 3, of each window's first largest value: int8."""
+  windows = _windows(x)
+  best = windows[:, :, 0, :, 0]
+  winner = jnp.zeros(best.shape, jnp.int8)
+  for number in range(1, 4):
+    value = windows[:, :, number // 2, :, number % 2]
+    better = value > best
+    winner = jnp.where(better, jnp.int8(number), winner)
+    best = jnp.where(better, value, best)
+  return winner
+
+
 def _pool_forward(x):
-  y = max_pool(x)
-  return y, (x, y)
+  # Of x only the shape is wanted: an array of its sides, and none of channels.
+  return max_pool(x), (_winners(x), jnp.zeros((*x.shape[:3], 0), jnp.int8))
 
 
 def _pool_backward(residuals, g):
-  x, y = residuals
-  windows = _windows(x)
-  taken = jnp.zeros(y.shape, bool)
+  winner, like = residuals
+  b, h, w, _ = like.shape
   rows = []
   for i in (0, 1):
-    row = []
-    for j in (0, 1):
-      hit = (windows[:, :, i, :, j] == y) & ~taken
-      taken |= hit
-      row.append(jnp.where(hit, g, jnp.zeros_like(g)))
+    row = [jnp.where(winner == 2 * i + j, g, jnp.zeros_like(g)) for j in (0, 1)]
     rows.append(jnp.stack(row, 3))
-  b, h, w, c = x.shape
-  dx = jnp.stack(rows, 2).reshape(b, h // 2 * 2, w // 2 * 2, c)
+  dx = jnp.stack(rows, 2).reshape(b, h // 2 * 2, w // 2 * 2, g.shape[3])
   return (jnp.pad(dx, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
 
 

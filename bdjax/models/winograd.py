@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bdjax.models.narrow import largest_divisor
+
 _M = 4  # outputs of a tile, per side
 _T = 6  # its inputs, _M + 3 - 1
 _INPUT = np.array(  # B^T
@@ -119,8 +121,7 @@ def _pad_to_tiles(x, padding):
 
 def _images_at_once(n: int, tiles: int) -> int:
   """The most that divide the batch with no more tiles than fit the cache."""
-  most = max(1, min(n, _CHUNK // tiles))
-  return max(c for c in range(1, most + 1) if n % c == 0)
+  return largest_divisor(n, max(1, _CHUNK // tiles))
 
 
 def _in_chunks(arrays, size):

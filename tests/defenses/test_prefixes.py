@@ -116,7 +116,7 @@ def test_by_hand():
     return {"kernel": row, "bias": jnp.zeros(2)}
 
   two = HeadInTwo(enter, leave, of_channel)
-  model = Model(None, None, None, None, two)
+  model = Model(None, None, None, None, head_in_two=two)
   features = jnp.array([4.0, 1.0]).reshape(1, 1, 1, 2)
   got = over_prefixes(
     model,

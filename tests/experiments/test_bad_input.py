@@ -137,8 +137,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny):
   for line in (directory / "metrics.jsonl").read_text().splitlines():
     assert np.isfinite(json.loads(line)["loss"])
   resolved = resolve(config)
-  program = build(resolved, data.load("digits"))
-  carry = jax.eval_shape(program.create, jax.random.key(0))
+  splits = data.load("digits")
+  program = build(resolved, splits)
+  carry = jax.eval_shape(program.create, jax.random.key(0), splits.train.images)
   with Checkpoints(directory / "checkpoints", read_only=True) as kept:
     found = kept.restore(carry.state)
   assert found.step > 0

@@ -29,8 +29,9 @@ def _read(directory, name="results.json"):
 
 
 def _states(config):
-  program = build(config, data.load("digits"))
-  carry = jax.eval_shape(program.create, jax.random.key(0))
+  splits = data.load("digits")
+  program = build(config, splits)
+  carry = jax.eval_shape(program.create, jax.random.key(0), splits.train.images)
   place = config.directory / "checkpoints"
   with Checkpoints(place, read_only=True) as checkpoints:
     return checkpoints.restore(carry.state, carry.generator)

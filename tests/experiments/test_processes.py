@@ -79,8 +79,9 @@ def _final_states(runs, name="ban-digits"):
       run_name=name,
     )
   )
-  program = build(config, data.load("digits"))
-  carry = jax.eval_shape(program.create, jax.random.key(0))
+  splits = data.load("digits")
+  program = build(config, splits)
+  carry = jax.eval_shape(program.create, jax.random.key(0), splits.train.images)
   with Checkpoints(config.directory / "checkpoints", read_only=True) as all_:
     found = all_.restore(carry.state, carry.generator)
   assert found.step == program.total_steps
