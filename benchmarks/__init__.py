@@ -15,6 +15,7 @@ can do (`roofline.py`). `--help` names its flags; all have `--models`,
     startup          seconds to the first training step
     scaling          how costs grow with images, classes, overlays, channels
     defenses         ours batched, beside ours one thing at a time
+    population       several runs at once, beside one after the other
     ceiling          a large matrix product and a large copy
 
 The peers in torch are in `pytorch/`, those in plain JAX in `plain/`. torch and

@@ -28,6 +28,7 @@ NAMES = (
   "startup",
   "scaling",
   "defenses",
+  "population",
 )
 _ONLY = flags.DEFINE_list("only", list(NAMES), "Which, with commas.")
 _FRESH = flags.DEFINE_bool("fresh", False, "Forgets the lines of before.")

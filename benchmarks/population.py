@@ -1,13 +1,13 @@
 """A population of runs against the same runs one after the other.
 
 python -m benchmarks.population                      # whole commands
-python -m benchmarks.population --part=steps --members=1,4,16
+python -m benchmarks.population --calls --members=16 # training calls alone
 
-`commands`: `experiments.badnets --seeds=4` against four commands of one seed
-each, wall time, programs compiled before, data on disk: random pixels of
-MNIST's size, 208 steps of 128 images. `steps`: one call of 8 training steps of
-each member, as one program (vmap; lax.map) and as a program each (in two
-threads; one after the other). It is there to choose by on an accelerator:
+Whole commands: `experiments.badnets --seeds=4` against four commands of one
+seed each, wall time, programs compiled before, data on disk: random pixels of
+MNIST's size, 208 steps of 128 images. `--calls`: one call of 8 training steps
+of each member, each with a thread, as one program (vmap; lax.map), and one
+after the other. It is there to choose by on an accelerator:
 `experiments/common/population.py`.
 """
 
@@ -23,11 +23,9 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from bdjax import (
   compiler,
-  models,
   optimization,
   population,
   sharding,
@@ -35,24 +33,19 @@ from bdjax import (
 )
 from bdjax.attacks.badnets import badnets
 from bdjax.attacks.poison import poison
-from benchmarks.timing import interleaved, report
+from benchmarks import script
+from benchmarks.timing import Comparison
 
-_PART = flags.DEFINE_enum("part", "commands", ["commands", "steps"], "Which.")
-_MEMBERS = flags.DEFINE_list("members", ["4"], "Sizes of the population.")
-_MODEL = flags.DEFINE_enum("model", "cnn", list(models.MODELS), "The network.")
-_WIDTH = flags.DEFINE_integer("width", 64, "Its width.")
-_EPOCHS = flags.DEFINE_integer("epochs", 8, "Of 26 steps, of a command.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each.")
-KEY = jax.random.key(0)
-BATCH, STEPS, SIZE = 128, 8, 28
+KEY = script.KEY
+BATCH, STEPS = 128, 8
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def time_commands(members: int, repeats: int):
+def whole_commands(case, members, epochs):
   """One command with several seeds, against a command for each."""
   with tempfile.TemporaryDirectory() as place:
     file = pathlib.Path(place) / "pixels.npz"
-    _write_pixels(file)
+    _write_pixels(file, case.shape)
     env = os.environ | {
       "PYTHONPATH": str(ROOT),
       "XDG_CACHE_HOME": place,  # of compiled programs
@@ -62,9 +55,9 @@ def time_commands(members: int, repeats: int):
       runs = pathlib.Path(place) / "runs"
       flags = {
         "dataset": file,
-        "model": _MODEL.value,
-        "width": _WIDTH.value,
-        "epochs": _EPOCHS.value,
+        "model": case.model,
+        "width": case.width,
+        "epochs": epochs,
         "batch_size": BATCH,
         "augment": "crop",
         "learning_rate": 0.01,
@@ -72,39 +65,38 @@ def time_commands(members: int, repeats: int):
         "runs_dir": runs,
       }
       words = [f"--{name}={value}" for name, value in flags.items()]
-      script = [sys.executable, "-m", "experiments.badnets", *words, *more]
-      subprocess.run(script, env=env, check=True, capture_output=True)
+      start = [sys.executable, "-m", "experiments.badnets", *words, *more]
+      subprocess.run(start, env=env, check=True, capture_output=True)
       shutil.rmtree(runs)
 
-    return interleaved(
+    yield Comparison(
+      f"population of {members}, {case}, whole commands",
       {
         f"a population of {members}": lambda: command(f"--seeds={members}"),
         f"{members} runs one after the other": lambda: [
           command(f"--seed={seed}") for seed in range(members)
         ],
       },
-      repeats,
+      wanted="1, better 1.4 times as long",
     )
 
 
-def _write_pixels(file):
+def _write_pixels(file, image_shape):
   rng = np.random.default_rng(0)
   arrays = {}
   for name, count in (("train", 3512), ("test", 2000)):  # 5% is the defender's
-    shape = (count, SIZE, SIZE, 1)
+    shape = (count, *image_shape)
     arrays[f"x_{name}"] = rng.integers(0, 256, shape, dtype=np.uint8)
     arrays[f"y_{name}"] = rng.integers(0, 10, count)
   np.savez(file, **arrays)
 
 
-def _make():
+def _make(case):
   """The training calls of one run and of several, and fresh states of a key."""
-  shape = (SIZE, SIZE, 1)
-  model = models.get(
-    _MODEL.value, image_shape=shape, num_classes=10, width=_WIDTH.value
-  )
-  box = np.array([[[SIZE - 3, SIZE - 3, SIZE, SIZE]]])
-  attack = badnets((0,), box, 3, 1)
+  model, _ = script.network(case)
+  height, width, channels = case.shape
+  box = np.array([[[height - 3, width - 3, height, width]]])
+  attack = badnets((0,), box, 3, channels)
   optimizers = training.Optimizers(
     optimization.sgd(0.01, 0.9, 1e-4), optimization.sgd(0.01, 0.9, 0.0)
   )
@@ -125,13 +117,11 @@ def _make():
   return call, together, create
 
 
-def time_steps(members: int, repeats: int):
+def training_calls(case, members):
   """One call of all members, in four ways."""
-  call, together, create = _make()
+  call, together, create = _make(case)
   count = BATCH * STEPS
-  bits = jax.random.bits(KEY, (count, SIZE, SIZE, 1))
-  images = (bits % 256).astype(jnp.uint8)
-  labels = jax.random.randint(KEY, (count,), 0, 10)
+  images, labels = script.images(count, case), script.labels(count)
   keys = list(jax.random.split(KEY, members))
   order = jnp.arange(count, dtype=jnp.int32)
   rates = list(jnp.linspace(0.0, 0.2, members))
@@ -166,27 +156,35 @@ def time_steps(members: int, repeats: int):
     return jax.block_until_ready(metrics)
 
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    return interleaved(
+    yield Comparison(
+      f"population of {members}, {case}, calls of {STEPS} steps",
       {
-        "vmap": by_vmap,
-        "lax.map": by_map,
         "two threads": lambda: list(
           pool.map(lambda i: one("threads", i), numbers)
         ),
+        "one program, vmap": by_vmap,
+        "one program, lax.map": by_map,
         "one after the other": lambda: [one("loop", i) for i in numbers],
       },
-      repeats,
     )
 
 
-def main(argv):
-  """Times one part and prints it."""
-  del argv
-  for members in map(int, _MEMBERS.value):
-    timed = time_commands if _PART.value == "commands" else time_steps
-    claim = f"{_PART.value} of {members}, {_MODEL.value} {_WIDTH.value}"
-    report(claim, timed(members, _REPEATS.value))
+def comparisons(
+  setting: script.Setting, members: int, epochs: int, calls: bool
+):
+  """Whole commands or training calls, for each network."""
+  for case in script.cases(setting):
+    if calls:
+      yield from training_calls(case, members)
+    else:
+      yield from whole_commands(case, members, epochs)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  script.main(
+    comparisons,
+    networks=("cnn",),
+    members=(4, "Of the population."),
+    epochs=(8, "Of 26 steps, of a command."),
+    calls=(False, "Times training calls in place of whole commands."),
+  )

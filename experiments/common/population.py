@@ -28,7 +28,7 @@ def at_once(config: Config, program: Program, splits: Splits) -> int:
   share, so that its bits are those of a run made alone. Where a batch is cut
   over devices, members come one after the other: two programs that wait for
   each other's devices may never end. On accelerators one, until measured
-  (`python -m benchmarks.population --part=steps`). One as well under
+  (`python -m benchmarks.population --calls`). One as well under
   `--profile`: a process writes one trace at a time.
 
   Args:
