@@ -8,7 +8,6 @@ long the same call takes with them. Their share of an epoch is 1 - 1 / ratio.
 Operations are those of the network's training alone.
 """
 
-import jax.numpy as jnp
 import optax
 
 from bdjax import optimization, sharding, training
@@ -42,16 +41,7 @@ def make_call(case, batch, steps, augmentation, attack):
   init = attack.init if attack else lambda key: {}
   carry = training.create(script.KEY, model, init, optimizers)
   carry = sharding.replicate(mesh, carry)
-  count = batch * steps
-  images, labels = script.images(count, case), script.labels(count)
-  order = jnp.arange(count, dtype=jnp.int32)
-
-  def run():
-    nonlocal carry
-    carry, metrics = call(carry, script.KEY, images, labels, order, 0)
-    return metrics["loss"]
-
-  return run
+  return script.calls_on_noise(call, carry, case, batch * steps)
 
 
 def compare(case: script.Case, batch: int, steps: int) -> Comparison:

@@ -18,7 +18,6 @@ Operations: 11 training passes of a batch, three forward passes each.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -50,16 +49,7 @@ def ours(case, batch, steps, rate):
   call = training.make_call(step, batch, steps, mesh)
   carry = training.create(script.KEY, model, attack.init, optimizers)
   carry = sharding.replicate(mesh, carry)
-  count = batch * steps
-  images, labels = script.images(count, case), script.labels(count)
-  order = jnp.arange(count, dtype=jnp.int32)
-
-  def run():
-    nonlocal carry
-    carry, metrics = call(carry, script.KEY, images, labels, order, 0)
-    return metrics["loss"]
-
-  return run
+  return script.calls_on_noise(call, carry, case, batch * steps)
 
 
 def torch_peers(case, batch, steps):

@@ -1,7 +1,7 @@
 """What the scripts share: their flags, the networks, the images."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,28 @@ def images(count: int, case: Case) -> jax.Array:
 def labels(count: int) -> jax.Array:
   """Random labels int32 [count]."""
   return jax.random.randint(jax.random.key(1), (count,), 0, CLASSES)
+
+
+def calls_on_noise(
+  call: Callable, carry: Any, case: Case, count: int
+) -> Callable[[], jax.Array]:
+  """A training call on noise, to be timed again and again.
+
+  Args:
+    call: from `training.make_call`.
+    carry: the states to begin with; each call goes on from the last one's.
+    case: whose images these are.
+    count: images that a call takes.
+  """
+  data = images(count, case), labels(count)
+  order = jnp.arange(count, dtype=jnp.int32)
+
+  def run():
+    nonlocal carry
+    carry, metrics = call(carry, KEY, *data, order, 0)
+    return metrics["loss"]
+
+  return run
 
 
 def main(
