@@ -70,7 +70,10 @@ def muon(
     weight_decay: of matrices, the head; biases shrink at the same pace.
   """
 
-  def label(x):
+  def label(path, x):
+    # Of a pruned network (`defenses.masking`): data, which must not decay.
+    if jax.tree_util.DictKey("masks") in path:
+      return "mask"
     return {4: "kernel", 2: "head"}.get(x.ndim, "bias")
 
   kernel = optax.chain(
@@ -83,12 +86,13 @@ def muon(
   return optax.partition(
     {
       "kernel": kernel,
+      "mask": optax.set_to_zero(),
       "head": _decaying_sgd(learning_rate, _HEAD, weight_decay),
       "bias": _decaying_sgd(
         learning_rate, _BIASES, weight_decay * _HEAD / _BIASES
       ),
     },
-    lambda params: jax.tree.map(label, params),
+    lambda params: jax.tree.map_with_path(label, params),
   )
 
 

@@ -60,3 +60,11 @@ def test_muon_gives_biases_and_head_their_own_rates():
   np.testing.assert_allclose(after["head"], 1 - shrink, rtol=1e-6)
   moved = 1.85 * 0.01 * 440 * 1e-3
   np.testing.assert_allclose(after["bias"], 1 - shrink - moved, rtol=1e-5)
+
+
+def test_muon_leaves_the_masks_of_a_pruned_network_alone():
+  params = {"masks": {"conv_1": jnp.ones(3)}, "network": {"bias": jnp.ones(3)}}
+  gradients = jax.tree.map(jnp.zeros_like, params)
+  after = _step(optimization.muon(0.01, 0.6, 0.5), params, gradients)
+  np.testing.assert_array_equal(after["masks"]["conv_1"], 1.0)
+  assert (after["network"]["bias"] < 1.0).all()

@@ -44,7 +44,7 @@ def masked(model: Model, channels: dict[str, int] | None = None) -> Model:
   Its params are `{"network": params, "masks": {layer: float32 [C]}}`. A
   layer's output is multiplied by its mask before it goes on; layers without a
   mask are left alone. No gradient reaches the masks, and the library's
-  optimisers do not decay vectors, so training leaves them as they are.
+  optimisers do not decay them, so training leaves them as they are.
 
   Args:
     model: the model; its batch statistics stay as they were.
