@@ -17,6 +17,7 @@ WHITES = (1.0, 255.0)
 _SAMPLE = 512
 # The first convolution of a model of ours, and its width by filters in it.
 _FIRST = {
+  "airbench": ("groups.0.conv_1.kernel", 1),
   "cnn": ("conv_1.kernel", 4),
   "minivgg": ("convs.0.kernel", 1),
   "resnet18": ("stem.kernel", 1),
@@ -186,7 +187,11 @@ def by_white(accuracy: dict[float, float] | None) -> dict[str, float] | None:
 
 def _kind(shapes: dict[str, tuple], path) -> str:
   """The model that layers of these names belong to."""
-  for kind, layer in (("deepid", "conv_4.kernel"), ("resnet18", "stem.kernel")):
+  for kind, layer in (
+    ("deepid", "conv_4.kernel"),
+    ("airbench", "groups.0.conv_1.kernel"),
+    ("resnet18", "stem.kernel"),
+  ):
     if layer in shapes:
       return kind
   raise UserError(
@@ -196,10 +201,11 @@ def _kind(shapes: dict[str, tuple], path) -> str:
 
 def _settings(kind: str, shapes: dict[str, tuple], path) -> dict[str, Any]:
   """Arguments for `models.get`, from the shapes of the arrays."""
-  last = shapes.get("output.bias" if kind == "deepid" else "logits.bias", ())
-  if len(last) != 1 or last[0] < 2:
+  name = "output.kernel" if kind == "deepid" else "logits.kernel"
+  last = shapes.get(name, ())
+  if len(last) != 2 or last[1] < 2:
     raise UserError(f"{path}: these are no weights of {kind}: give --model")
-  settings = {"num_classes": last[0]}
+  settings = {"num_classes": last[1]}
   layer, factor = _FIRST.get(kind, ("", 0))
   first = shapes.get(layer, ())
   if len(first) == 4:

@@ -52,6 +52,16 @@ def test_kind_classes_and_width_are_those_of_the_file(resnet):
   )
 
 
+def test_airbench_is_known_by_its_layers(tmp_path):
+  pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), np.uint8)
+  model = models.get("airbench", image_shape=(9, 9, 3), num_classes=4, width=8)
+  weights = models.Weights(*jax.jit(model.init)(jax.random.key(0)))
+  importers.export_safetensors(tmp_path / "a.safetensors", *weights)
+  network = open_network(tmp_path / "a.safetensors", _images(pixels=pixels))
+  assert (network.name, network.num_classes) == ("airbench", 4)
+  jax.tree.map(np.testing.assert_array_equal, network.weights, weights)
+
+
 def test_the_scale_is_the_one_that_fits_the_labels(resnet):
   _, weights, path = resnet
   for white in (1.0, 255.0):
