@@ -31,12 +31,14 @@ def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
   )
 
 
-def _fast_conv(x, kernel, strides, padding):
-  if narrow.fits(kernel, strides, padding):
+def _fast_conv(x, kernel, strides, padding, lhs=(1, 1)):
+  """The same by the way that is fastest on CPU."""
+  if lhs == (1, 1) and narrow.fits(kernel, strides, padding):
     return narrow.convolve(x, kernel, padding)
-  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
-    return winograd.convolve(x, kernel, padding)
-  return _lax_conv(x, kernel, strides, padding)
+  if lhs == (1, 1) and winograd.fits(x, kernel, strides, padding):
+    if winograd.pays(x, kernel):
+      return winograd.convolve(x, kernel, padding)
+  return _lax_conv(x, kernel, strides, padding, lhs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -72,16 +74,14 @@ def _backward(strides, padding, residuals, g):
     reach = (out - 1) * strides[i] + 1
     dx_padding.append((window - 1 - low, size + low - reach))
     dk_padding.append((low, reach + window - 1 - size - low))
-  flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
   if narrow.fits(kernel, strides, padding):
     dx = narrow.input_gradient(g, kernel, padding)
-  elif strides == (1, 1):
-    dx = _fast_conv(g, flipped, strides, dx_padding)
   else:
-    dx = _lax_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
-  fits = winograd.fits(x, kernel, strides, padding)
-  if fits and winograd.gradient_pays(x, kernel):
-    return dx, winograd.kernel_gradient(x, g, padding)
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    dx = _fast_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
+  if winograd.fits(x, kernel, strides, padding):
+    if winograd.gradient_pays(x, kernel):
+      return dx, winograd.kernel_gradient(x, g, padding)
   # The batch takes the part of the channels: [C,H,W,B] * [H',W',B... -> K].
   dk = _lax_conv(
     x.transpose(3, 1, 2, 0),
@@ -134,7 +134,6 @@ def _is_plain(
   )
 
 
-@jax.custom_vjp
 def max_pool(x):
   """2x2 max pooling with stride 2; an odd last row or column is dropped.
 
@@ -150,17 +149,22 @@ def max_pool(x):
   Returns:
     float [B,H//2,W//2,C].
   """
-  return _windows(x).max((2, 4))
+  _, height, width, _ = x.shape
+  return _max_pool(x[:, : height // 2 * 2, : width // 2 * 2])
 
 
 def _windows(x):
   b, h, w, c = x.shape
-  x = x[:, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, h // 2, 2, w // 2, 2, c)
 
 
-def _winners(x):
-  """The number, 0 to 3, of each window's first largest value: int8."""
+@jax.custom_vjp
+def _max_pool(x):
+  return _windows(x).max((2, 4))
+
+
+def _pool_forward(x):
+  """Also the number, 0 to 3, of each window's first largest value: int8."""
   windows = _windows(x)
   best = windows[:, :, 0, :, 0]
   winner = jnp.zeros(best.shape, jnp.int8)
@@ -169,23 +173,16 @@ def _winners(x):
     better = value > best
     winner = jnp.where(better, jnp.int8(number), winner)
     best = jnp.where(better, value, best)
-  return winner
+  return _max_pool(x), winner
 
 
-def _pool_forward(x):
-  # Of x only the shape is wanted: an array of its sides, and none of channels.
-  return max_pool(x), (_winners(x), jnp.zeros((*x.shape[:3], 0), jnp.int8))
-
-
-def _pool_backward(residuals, g):
-  winner, like = residuals
-  b, h, w, _ = like.shape
+def _pool_backward(winner, g):
+  b, h, w, c = g.shape
   rows = []
   for i in (0, 1):
     row = [jnp.where(winner == 2 * i + j, g, jnp.zeros_like(g)) for j in (0, 1)]
     rows.append(jnp.stack(row, 3))
-  dx = jnp.stack(rows, 2).reshape(b, h // 2 * 2, w // 2 * 2, g.shape[3])
-  return (jnp.pad(dx, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))),)
+  return (jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, c),)
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_max_pool.defvjp(_pool_forward, _pool_backward)

@@ -27,8 +27,8 @@ def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
     channels <= 3
     and height * width <= 16
     and tuple(strides) == (1, 1)
-    and all(p < height for p in padding[0])
-    and all(p < width for p in padding[1])
+    and all(0 <= p < height for p in padding[0])
+    and all(0 <= p < width for p in padding[1])
   )
 
 
