@@ -2,12 +2,10 @@
 
 from experiments.common.config import flag
 from experiments.defending.config import Config, check_ranges
+from experiments.defending.defense import Defense, Findings, Space
 from experiments.defending.exam import Exam, share_of
 from experiments.defending.pieces import in_pieces
 from experiments.defending.runner import (
-  Defense,
-  Findings,
-  Space,
   check_finite,
   combine,
   main,

@@ -7,7 +7,8 @@ from typing import Any
 from bdjax.errors import UserError
 from experiments.common.runner import Report
 from experiments.defending.config import Config
-from experiments.defending.runner import Defense, run
+from experiments.defending.defense import Defense
+from experiments.defending.runner import run
 from experiments.defending.subject import Subject, members, stored_config
 
 # What a clean run must have in common with the run that is examined.

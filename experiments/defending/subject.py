@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bdjax import data, sharding
+from bdjax import sharding
 from bdjax.attacks.poison import Attack
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import Splits
@@ -18,7 +18,9 @@ from bdjax.errors import UserError
 from bdjax.models import Model, Weights, layers
 from bdjax.training import TrainState
 from experiments.common import config as attack_config
-from experiments.common.program import digest, make_attack, make_model
+from experiments.common.attack import make_attack
+from experiments.common.member import load as load_data
+from experiments.common.program import digest, make_model
 from experiments.common.rundir import read_json
 from experiments.defending.config import Config
 
@@ -151,14 +153,9 @@ def load(config: Config, directory: pathlib.Path, report) -> Subject:
   )
   if config.run and config.dataset:
     trained = dataclasses.replace(trained, dataset=config.dataset)
-  splits = data.load(
-    trained.dataset,
-    source=config.data_source,
-    data_dir=config.data_dir,
-    defender_fraction=trained.defender_fraction,
-    seed=trained.seed,
-    report=report,
-  )
+  here = {"data_source": config.data_source, "data_dir": config.data_dir}
+  trained = dataclasses.replace(trained, **here)
+  splits = load_data(trained, report)
   if trained.data_sha256 not in (None, digest(splits.info)):
     raise UserError(
       f"{trained.dataset} holds other data than {directory} was trained on: "

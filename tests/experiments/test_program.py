@@ -2,7 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.common.program import make_keys, parse_locations, parse_targets
+from experiments.common.attack import parse_locations, parse_targets
+from experiments.common.program import make_keys
 
 
 def test_no_stream_is_shared():

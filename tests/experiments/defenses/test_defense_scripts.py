@@ -19,8 +19,8 @@ from experiments import (
   strip_fine_pruning,
 )
 from experiments.common.train import Stopped
+from experiments.defending.defense import Space
 from experiments.defending.exam import Exam
-from experiments.defending.runner import Space
 from experiments.defending.subject import load
 
 SEARCH = {"steps": 15, "updates": 4, "patience": 2, "asr_threshold": 0.5}
