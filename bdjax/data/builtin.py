@@ -1,8 +1,5 @@
 """The dataset that comes with scikit-learn: no network, no files."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 
 from bdjax.data.arrays import stratified
@@ -19,28 +16,13 @@ def digits() -> Arrays:
   set has no split of its own: 359 test images (20%) are drawn by class with
   a fixed seed, never by the run's, so that every run's test set is the same.
   """
-  table = _table()
-  values = table[:, :-1].reshape(-1, 8, 8)
-  images = ((values * 255 + 8) // 16).astype(np.uint8)[..., None]
-  labels = table[:, -1].astype(np.uint8)
-  test = np.zeros(len(labels), bool)
-  test[stratified(labels, _TEST_IMAGES, seed=0)] = True
-  return Arrays(images[~test], labels[~test], images[test], labels[test])
-
-
-def _table() -> np.ndarray:
-  """uint16 [1797,65]: 64 pixels and the label.
-
-  The file is read from where scikit-learn lies, without importing it, which
-  takes longer than the training of an epoch.
-  """
-  found = importlib.util.find_spec("sklearn")
-  if found and found.origin:
-    path = pathlib.Path(found.origin).parent / "datasets/data/digits.csv.gz"
-    if path.is_file():
-      return np.loadtxt(path, np.uint16, delimiter=",")
-  # A release that keeps it elsewhere.
+  # Imported here: it takes most of a second, and other datasets need it not.
   from sklearn.datasets import load_digits
 
   source = load_digits()
-  return np.c_[source.data, source.target].astype(np.uint16)
+  values = source.images.astype(np.uint16)  # [1797,8,8]
+  images = ((values * 255 + 8) // 16).astype(np.uint8)[..., None]
+  labels = source.target.astype(np.uint8)
+  test = np.zeros(len(labels), bool)
+  test[stratified(labels, _TEST_IMAGES, seed=0)] = True
+  return Arrays(images[~test], labels[~test], images[test], labels[test])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.data import NAMES, builtin, load
+from bdjax.data import NAMES, load
 from bdjax.data.arrays import channel_statistics, stratified
 from bdjax.data.specs import SPECS
 
@@ -40,13 +40,6 @@ def test_digits_shapes_types_and_source():
   assert (info.name, info.num_classes, info.source) == ("digits", 10, "builtin")
   assert info.class_names == tuple("0123456789")
   assert info.sha256 == SPECS["digits"].sha256
-
-
-def test_digits_are_the_same_where_scikit_learn_must_be_asked(monkeypatch):
-  read = builtin.digits()
-  monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
-  for got, wanted in zip(builtin.digits(), read, strict=True):
-    np.testing.assert_array_equal(got, wanted)
 
 
 def test_digits_values_are_scaled_from_16_to_255():
