@@ -1,5 +1,7 @@
 """How much goes through a network at once on a device."""
 
+import os
+
 import jax
 
 # Measured, 28x28 images through a small CNN: 20,000 images in chunks of 200
@@ -8,7 +10,6 @@ _ON_CPU = 200
 # More than that an accelerator does not need to be busy.
 _MOST = 16384
 _SHARE = 1 / 4  # of the memory; data, weights and the compiler need some too
-_UNKNOWN = 8 * 2**30  # bytes, of a device that does not say
 # What a pass holds of an image, in first stages of 64 filters, float32: of
 # ResNet-18 the most, by arithmetic.
 _FILTERS, _HELD, _HELD_FOR_GRADIENT = 64, 8, 32
@@ -37,6 +38,10 @@ def images_at_once(
 
 
 def device_bytes() -> int:
-  """Memory that JAX may take on a device, the first of this process."""
+  """Memory that JAX may take on a device, the first of this process.
+
+  A CPU does not say: it has the machine's.
+  """
   stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get("bytes_limit", _UNKNOWN)
+  installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return stats.get("bytes_limit", installed)

@@ -2,13 +2,13 @@
 
 import concurrent.futures
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bdjax import memory
 from bdjax.data import Splits
 from bdjax.errors import UserError
 from experiments.common.config import Config
@@ -43,7 +43,8 @@ def at_once(config: Config, program: Program, splits: Splits) -> int:
   if config.profile:
     return 1
   if config.vmap:
-    return wanted or max(1, _memory() // estimated_bytes(program, splits))
+    most = memory.device_bytes() * 8 // 10
+    return wanted or max(1, most // estimated_bytes(program, splits))
   if devices > 1:
     if wanted not in (None, 1):
       raise UserError(
@@ -52,13 +53,6 @@ def at_once(config: Config, program: Program, splits: Splits) -> int:
       )
     return 1
   return wanted or (2 if jax.default_backend() == "cpu" else 1)
-
-
-def _memory() -> int:
-  """Bytes that there are for members, of each device."""
-  stats = jax.local_devices()[0].memory_stats() or {}
-  installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  return stats.get("bytes_limit", installed) * 8 // 10
 
 
 def estimated_bytes(program: Program, splits: Splits) -> int:
