@@ -58,16 +58,24 @@ def muon(
 ) -> optax.GradientTransformation:
   """Muon on kernels (Jordan et al. 2024), SGD with momentum on the rest.
 
-  The rates follow the CIFAR-10 speed record with Muon (airbench94_muon), for
-  the mean loss over a batch. Before each update a kernel is brought to the norm
-  that an update of rate 1 has, so that the learning rate is the share by which
-  its filters turn. Biases and the head have rates of their own, Nesterov
+  The rates are those of the CIFAR-10 speed record with Muon (airbench94_muon:
+  0.24 for kernels, 0.053 for biases and 0.67 for a head that is divided by its
+  256 inputs, of the loss summed over 2,000 images), brought to the mean loss
+  over a batch and a head divided by 9. Before each update a kernel is brought
+  to the norm that an update of rate 1 has, so that the learning rate is the
+  share by which its filters turn. Biases and the head have rates of their own,
+  Nesterov
   momentum of 0.85, and decay.
 
   Args:
     learning_rate: of kernels [h,w,C,K]; the record's is 0.24.
     momentum: of kernels; the record's is 0.6.
-    weight_decay: of matrices, the head; biases shrink at the same pace.
+    weight_decay: of matrices, the head; biases shrink at the same pace. The
+      record's is 2.4e-3.
+
+  Returns:
+    The transformation, for params of kernels [h,w,C,K], matrices and vectors;
+    what lies under a key `masks` (`defenses.masking`) stays as it is.
   """
 
   def label(path, x):

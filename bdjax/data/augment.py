@@ -45,11 +45,12 @@ def crop_and_flip(key: jax.Array, images: jax.Array, pad: int = 4) -> jax.Array:
 
 
 def alternate(key: jax.Array, epoch: jax.Array, images: jax.Array) -> jax.Array:
-  """Mirrors each image in every other epoch (Jordan 2024, section 3.6).
+  """Mirrors each image in every other epoch.
 
-  A coin of its own decides which images begin mirrored. An image is so seen
-  both ways in any two epochs, where independent coins show it the same way
-  again in half of them.
+  Alternating flip (Jordan 2024, 94% on CIFAR-10 in 3.29 Seconds on a Single
+  GPU, section 3). A coin of its own decides which images begin mirrored. An
+  image is so seen both ways in any two epochs, where independent coins show it
+  the same way again in half of them.
 
   Args:
     key: of the run.

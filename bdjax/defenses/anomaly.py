@@ -43,6 +43,9 @@ def spread(norms: np.ndarray, which: str = "classes") -> tuple[float, float]:
     norms: float [K], finite.
     which: classes these are, for the error.
 
+  Returns:
+    Both, the second above 0.
+
   Raises:
     UserError: there are fewer than 3, or the MAD is 0.
   """

@@ -17,7 +17,11 @@ from bdjax.models.base import no_tap
 
 
 def require(layer: str, names: Iterable[str]) -> None:
-  """Raises `UserError` where there is no such layer."""
+  """Refuses a layer that is not among the names.
+
+  Raises:
+    UserError: it is not; the line has them all.
+  """
   if layer not in names:
     raise UserError(
       f"the model has no layer {layer!r}; take one of {', '.join(names)}"
@@ -109,7 +113,16 @@ def prune(weights: Weights, masks: dict[str, jax.Array]) -> Weights:
 def layer_outputs(
   model: Model, weights: Weights, images: jax.Array
 ) -> dict[str, jax.Array]:
-  """What every layer gives, in order; under jit, what is not used is free."""
+  """What every layer gives, in order; under jit, what is not used is free.
+
+  Args:
+    model: the model.
+    weights: its weights.
+    images: float32 [B,H,W,C] in [0,1].
+
+  Returns:
+    Layer -> [B,h,w,c].
+  """
   found = {}
 
   def keep(name, x):

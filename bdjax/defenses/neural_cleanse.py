@@ -69,8 +69,15 @@ def init(key: jax.Array, num: int, image_shape: tuple[int, int, int]) -> State:
 def searches_at_once(image_shape: tuple[int, int, int], batch_size: int) -> int:
   """How many searches a device runs at a time, of mini-batches of a size.
 
-  On CPU one after the other is fastest: four small networks one by one took
-  280 ms, vectorised 519.
+  On CPU one after the other is fastest: what is vectorised over searches has
+  convolutions with a kernel for each.
+
+  Args:
+    image_shape: (H, W, C).
+    batch_size: images of a mini-batch, at least 1.
+
+  Returns:
+    At least 1.
   """
   if jax.default_backend() == "cpu":
     return 1

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from bdjax.errors import UserError
 from bdjax.models import airbench, deepid
-from bdjax.models.airbench import AirBench
 from bdjax.models.base import (
   Model,
   Weights,
@@ -16,16 +15,15 @@ from bdjax.models.base import (
   layers,
 )
 from bdjax.models.cnn import CNN
-from bdjax.models.deepid import DeepID
 from bdjax.models.resnet import ResNet18
 from bdjax.models.vgg import MiniVGG
 
 __all__ = ["MODELS", "Model", "Weights", "count_parameters", "get", "layers"]
 
 MODELS = {
-  "airbench": AirBench,
+  "airbench": airbench.AirBench,
   "cnn": CNN,
-  "deepid": DeepID,
+  "deepid": deepid.DeepID,
   "minivgg": MiniVGG,
   "resnet18": ResNet18,
 }

@@ -19,7 +19,10 @@ _LOGIT_SCALE = 1 / 9
 
 
 def _kernel_init(key, shape, dtype):
-  """PyTorch's default, with the first filters passing their input on."""
+  """PyTorch's default, but the first filters pass their input on.
+
+  Identity initialization, section 3.
+  """
   fan_in = shape[0] * shape[1] * shape[2]
   limit = fan_in**-0.5
   kernel = jax.random.uniform(key, shape, dtype, -limit, limit)
@@ -33,13 +36,12 @@ class Whitening(nnx.Module):
   """2x2 convolution whose filters whiten the patches of the training images.
 
   Twice as many filters as a patch has numbers: the eigenvectors of the
-  patches' covariance, each over the root of its eigenvalue, and their
-  negatives. The kernel is a statistic of the data and not a parameter: no
-  gradient reaches it.
+  patches' covariance, each over the root of its eigenvalue and 5e-4, and their
+  negatives (section 3, Frozen patch-whitening initialization). The kernel is a
+  statistic of the data, not a parameter: training leaves it as it is.
   """
 
-  def __init__(self, channels, dtype, rngs):
-    del rngs
+  def __init__(self, channels, dtype):
     self.size = 4 * channels
     self.dtype = dtype
     identity = jnp.eye(self.size)
@@ -65,10 +67,9 @@ class Whitening(nnx.Module):
 
   def __call__(self, x):
     """Maps [B,H,W,C] to [B,H-1,W-1,8C]."""
-    kernel = self.kernel[...].astype(self.dtype)
     return conv.conv(
       x.astype(self.dtype),
-      jax.lax.stop_gradient(kernel),
+      self.kernel[...].astype(self.dtype),
       (1, 1),
       "VALID",
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -115,9 +116,10 @@ class Group(nnx.Module):
 class AirBench(Classifier):
   """Whitening, groups of 64, 256 and 256 channels, global max pool, linear.
 
-  1,972,992 parameters for 32x32x3 images and ten classes. It differs from the
-  paper in that the whitening layer has no bias and GELU is its approximation
-  by tanh.
+  1,971,328 parameters for 32x32x3 images and ten classes. It differs from the
+  paper in that the whitening layer has no bias, GELU is its approximation by
+  tanh, and the head's first weights and batch normalisation's epsilon are
+  Flax's own.
   """
 
   entry = ("logits",)
@@ -126,7 +128,7 @@ class AirBench(Classifier):
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
   ):
     self.normalize = Normalize(mean, std)
-    self.stem = Whitening(image_shape[2], dtype, rngs)
+    self.stem = Whitening(image_shape[2], dtype)
     widths = (8 * image_shape[2], width, 4 * width, 4 * width)
     self.groups = nnx.List(
       Group(fan_in, fan_out, dtype=dtype, rngs=rngs)

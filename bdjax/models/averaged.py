@@ -7,14 +7,19 @@ from bdjax.models.base import Model, no_tap
 
 
 def averaged(model: Model) -> Model:
-  """A model that looks at an image six times (Jordan 2024, section 3.5).
+  """A model that looks at an image six times.
 
   As it is and mirrored, each also shifted by a pixel up and left, and down and
-  right. The unshifted two weigh as much as the other four. Training sees no
-  difference, and taps see every view.
+  right. The unshifted two weigh as much as the other four (Jordan 2024, 94% on
+  CIFAR-10 in 3.29 Seconds on a Single GPU, section 3, Multi-crop evaluation).
+  Training sees no difference, and taps see every view.
 
   Args:
-    model: the model.
+    model: the model; its images are [B,H,W,C] with H and W at least 2.
+
+  Returns:
+    The model whose `apply` averages logits where `train` is False; `features`
+    and `head` are of the image as it is.
   """
 
   def apply(params, batch_stats, images, train, tap=no_tap):
@@ -30,6 +35,7 @@ def averaged(model: Model) -> Model:
 
 
 def _views(images: jax.Array) -> list[tuple[float, jax.Array]]:
+  """Weights, 1 in all, and images."""
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
   shifts = [
     (0.25, images),

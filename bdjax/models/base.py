@@ -29,6 +29,14 @@ def no_tap(layer: str, x: jax.Array) -> jax.Array:
   return x
 
 
+def no_preparation(
+  params: Variables, batch_stats: Variables, images: jax.Array
+) -> Variables:
+  """Gives the batch statistics as they are."""
+  del params, images
+  return batch_stats
+
+
 class HeadInTwo(NamedTuple):
   """A head as `leave(enter(features))`, where channels only add up at first.
 
@@ -78,9 +86,7 @@ class Model(NamedTuple):
   apply: Callable[..., tuple[jax.Array, Variables]]
   features: Callable[..., jax.Array]
   head: Callable[..., jax.Array]
-  prepare: Callable[..., Variables] = lambda params, batch_stats, images: (
-    batch_stats
-  )
+  prepare: Callable[..., Variables] = no_preparation
   head_in_two: HeadInTwo | None = None
 
 
