@@ -64,8 +64,7 @@ def muon(
   over a batch and a head divided by 9. Before each update a kernel is brought
   to the norm that an update of rate 1 has, so that the learning rate is the
   share by which its filters turn. Biases and the head have rates of their own,
-  Nesterov
-  momentum of 0.85, and decay.
+  Nesterov momentum of 0.85, and decay.
 
   Args:
     learning_rate: of kernels [h,w,C,K]; the record's is 0.24.

@@ -7,6 +7,7 @@ can do (`roofline.py`). `--help` names its flags; all have `--models`,
 `--width`, `--repeats` and `--bf16`.
 
     training_step    a training step, beside torch and plain JAX
+    convolution      our convolution and its gradients, beside lax's
     strip            STRIP, beside ART's and a loop in torch
     neural_cleanse   the searches of all classes, beside a loop in torch
     pruning_curve    the whole curve, beside one evaluation a point

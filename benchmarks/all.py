@@ -20,6 +20,7 @@ from benchmarks import results
 NAMES = (
   "ceiling",
   "training_step",
+  "convolution",
   "strip",
   "neural_cleanse",
   "pruning_curve",

@@ -34,7 +34,8 @@ def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
 def _fast_conv(x, kernel, strides, padding, lhs=(1, 1)):
   """The same by the way that is fastest on CPU."""
   if lhs == (1, 1) and narrow.fits(kernel, strides, padding):
-    return narrow.convolve(x, kernel, padding)
+    if narrow.pays(kernel):
+      return narrow.convolve(x, kernel, padding)
   if lhs == (1, 1) and winograd.fits(x, kernel, strides, padding):
     if winograd.pays(x, kernel):
       return winograd.convolve(x, kernel, padding)

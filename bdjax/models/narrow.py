@@ -2,9 +2,10 @@
 
 A library's convolution is a matrix product underneath, and with one or three
 channels its matrices are too thin to be fast. Here the output is a sum of
-shifted images, each times a vector, and the gradient by the image one matrix
-product whose parts are shifted and summed: 2 to 7 times as fast, measured on
-two Zen 5 cores. The gradient by the kernel is left to the library.
+shifted images, each times a vector, where these are few, and the gradient by
+the image one matrix product whose parts are shifted and summed. What that
+gains: `python -m benchmarks.convolution`. The gradient by the kernel is left to
+the library.
 """
 
 import jax
@@ -21,15 +22,26 @@ def largest_divisor(number: int, most: int) -> int:
 
 
 def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
-  """Whether this file has that convolution, and is faster."""
+  """Whether this file has that convolution, and its gradient is faster.
+
+  Args:
+    kernel: [h,w,C,K].
+    strides: two ints.
+    padding: `((top, bottom), (left, right))`.
+  """
   height, width, channels, _ = kernel.shape
   return (
     channels <= 3
-    and height * width <= 16
+    and height * width <= 9
     and tuple(strides) == (1, 1)
     and all(0 <= p < height for p in padding[0])
     and all(0 <= p < width for p in padding[1])
   )
+
+
+def pays(kernel: jax.Array) -> bool:
+  """Whether `convolve` is faster than the library: with few enough terms."""
+  return kernel.size <= 600
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

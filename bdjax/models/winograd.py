@@ -131,7 +131,14 @@ def _in_chunks(arrays, size):
 def fits(
   x: jax.Array, kernel: jax.Array, strides: tuple, padding: Padding
 ) -> bool:
-  """Whether this file has that convolution."""
+  """Whether this file has that convolution.
+
+  Args:
+    x: [N,H,W,C].
+    kernel: [h,w,C,K].
+    strides: two ints.
+    padding: `((top, bottom), (left, right))`.
+  """
   return (
     kernel.shape[:2] == (3, 3)
     and tuple(strides) == (1, 1)
@@ -140,24 +147,34 @@ def fits(
   )
 
 
-def pays(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether `convolve` is faster than a direct convolution on CPU.
-
-  Measured on two Zen 5 cores: with fewer channels the transforms cost what the
-  products save; with more, or with few tiles, it is the kernel's transform.
-  """
+def _worth_it(x, kernel, least, most):
+  """Channels enough for the transforms to pay, few enough for the cache."""
   n, height, width, channels = x.shape
   filters = kernel.shape[3]
   return (
     min(channels, filters) >= 64
-    and 64 * 128 <= channels * filters <= 256 * 256
+    and least <= channels * filters <= most
     and n * height * width >= _CHUNK * _M**2
   )
 
 
+def pays(x: jax.Array, kernel: jax.Array) -> bool:
+  """Whether `convolve` is faster than a direct convolution on CPU.
+
+  Measured (`python -m benchmarks.convolution`): with fewer channels the
+  transforms cost what the products save; with more, or with few tiles, it is
+  the kernel's transform.
+
+  Args:
+    x: [N,H,W,C].
+    kernel: [3,3,C,K].
+  """
+  return _worth_it(x, kernel, 64 * 128, 256 * 256)
+
+
 def gradient_pays(x: jax.Array, kernel: jax.Array) -> bool:
   """The same of `kernel_gradient`, whose sums have to fit the cache too."""
-  return pays(x, kernel) and kernel.shape[2] * kernel.shape[3] <= 64 * 256
+  return _worth_it(x, kernel, 64 * 64, 64 * 256)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

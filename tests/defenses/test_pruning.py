@@ -102,7 +102,8 @@ def test_the_trunk_runs_once_for_all_prefixes(layer, again):
   program = predict.lower((weights, order), KEY, images).compile()
   text = program.as_text().splitlines()
   lines = [line for line in text if " convolution(" in line]
-  # ResNet-18's twenty, each once, but the first, which is a sum on CPU.
+  # ResNet-18's twenty, each once, but the first, which is a sum on CPU at this
+  # width.
   assert len(lines) == 19
   assert sum("/while/body/" in line for line in lines) == again
   got = program((weights, order), KEY, images)

@@ -1,0 +1,94 @@
+"""Our convolution and its two gradients, one by one, against `lax`'s.
+
+python -m benchmarks.convolution
+python -m benchmarks.convolution --batch=32
+
+Outside of loops, where `lax`'s own gradients are at their best: inside a scan
+they are some fifty times slower (`benchmarks.training_step`). The shapes are
+those of the small CNN, ResNet-18, airbench and DeepID; on an accelerator both
+are `lax`'s. Operations: those of the direct convolution.
+"""
+
+import functools
+
+import jax
+from jax import lax
+
+from bdjax import compiler
+from bdjax.models import conv
+from benchmarks import script
+from benchmarks.timing import Comparison
+
+# Side, window, channels, filters.
+_SHAPES = (
+  (28, 3, 1, 16),
+  (32, 2, 3, 24),
+  (32, 3, 3, 64),
+  (48, 4, 3, 20),
+  (31, 3, 24, 64),
+  (32, 3, 64, 64),
+  (15, 3, 64, 256),
+  (16, 3, 128, 128),
+  (8, 3, 256, 256),
+  (4, 3, 512, 512),
+)
+_PADDING = {2: "VALID", 3: "SAME", 4: "VALID"}
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _parts(convolve, x, kernel, g):
+  """The value and the gradients, each compiled by itself."""
+
+  def pull(x, kernel, g):
+    return jax.vjp(convolve, x, kernel)[1](g)
+
+  functions = {
+    "value": lambda x, kernel, g: convolve(x, kernel),
+    "gradient by the input": lambda x, kernel, g: pull(x, kernel, g)[0],
+    "gradient by the kernel": lambda x, kernel, g: pull(x, kernel, g)[1],
+  }
+  return {
+    name: functools.partial(compiler.jit(function), x, kernel, g)
+    for name, function in functions.items()
+  }
+
+
+def compare(shape: tuple[int, int, int, int], batch: int):
+  """The three parts of one convolution.
+
+  Args:
+    shape: side of the images, of the window, channels, filters.
+    batch: images.
+  """
+  side, window, channels, filters = shape
+  keys = jax.random.split(script.KEY, 3)
+  x = jax.random.normal(keys[0], (batch, side, side, channels))
+  kernel = jax.random.normal(keys[1], (window, window, channels, filters))
+  settings = {
+    "window_strides": (1, 1),
+    "padding": _PADDING[window],
+    "dimension_numbers": _LAYOUT,
+  }
+  ours = functools.partial(conv.conv, **settings)
+  theirs = functools.partial(lax.conv_general_dilated, **settings)
+  g = jax.random.normal(keys[2], jax.eval_shape(ours, x, kernel).shape)
+  mine, peers = (_parts(f, x, kernel, g) for f in (ours, theirs))
+  for part in mine:
+    yield Comparison(
+      f"{part}, {batch} images of {side}x{side}x{channels}, {filters} filters "
+      f"of {window}x{window}",
+      {"ours": mine[part], "lax": peers[part]},
+      operations=2.0 * g.size * window**2 * channels,
+      traffic=4.0 * (x.size + kernel.size + g.size),
+    )
+
+
+def comparisons(setting: script.Setting, batch: int):
+  """All parts of all shapes."""
+  del setting
+  for shape in _SHAPES:
+    yield from compare(shape, batch)
+
+
+if __name__ == "__main__":
+  script.main(comparisons, batch=(128, "Images."))
