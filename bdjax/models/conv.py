@@ -17,29 +17,27 @@ from jax import lax
 from bdjax.models import narrow, winograd
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
+_CHUNK_BYTES = 4 << 20  # of images whose gradient by the kernel is summed
 
 
-def _lax_conv(x, kernel, strides, padding, lhs=(1, 1), rhs=(1, 1)):
+def _lax_conv(x, kernel, strides, padding, dilation=(1, 1)):
   return lax.conv_general_dilated(
     x,
     kernel,
     strides,
     padding,
-    lhs_dilation=lhs,
-    rhs_dilation=rhs,
+    rhs_dilation=dilation,
     dimension_numbers=_CANONICAL,
   )
 
 
-def _fast_conv(x, kernel, strides, padding, lhs=(1, 1)):
+def _fast_conv(x, kernel, strides, padding):
   """The same by the way that is fastest on CPU."""
-  if lhs == (1, 1) and narrow.fits(kernel, strides, padding):
-    if narrow.pays(kernel):
-      return narrow.convolve(x, kernel, padding)
-  if lhs == (1, 1) and winograd.fits(x, kernel, strides, padding):
-    if winograd.pays(x, kernel):
-      return winograd.convolve(x, kernel, padding)
-  return _lax_conv(x, kernel, strides, padding, lhs)
+  if narrow.fits(kernel, strides, padding) and narrow.pays(kernel):
+    return narrow.convolve(x, kernel, padding)
+  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
+    return winograd.convolve(x, kernel, padding)
+  return _lax_conv(x, kernel, strides, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -66,32 +64,95 @@ def _forward(x, kernel, strides, padding):
 
 def _backward(strides, padding, residuals, g):
   x, kernel = residuals
-  # The rows and columns that the strided forward window reads, per dimension;
-  # what is left of the padded input beyond them has no gradient.
-  dx_padding, dk_padding = [], []
-  for i in (0, 1):
-    size, window, out = x.shape[1 + i], kernel.shape[i], g.shape[1 + i]
-    low = padding[i][0]
-    reach = (out - 1) * strides[i] + 1
-    dx_padding.append((window - 1 - low, size + low - reach))
-    dk_padding.append((low, reach + window - 1 - size - low))
   if narrow.fits(kernel, strides, padding):
     dx = narrow.input_gradient(g, kernel, padding)
   else:
-    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    dx = _fast_conv(g, flipped, (1, 1), dx_padding, lhs=strides)
-  if winograd.fits(x, kernel, strides, padding):
-    if winograd.gradient_pays(x, kernel):
-      return dx, winograd.kernel_gradient(x, g, padding)
-  # The batch takes the part of the channels: [C,H,W,B] * [H',W',B... -> K].
-  dk = _lax_conv(
-    x.transpose(3, 1, 2, 0),
-    g.transpose(1, 2, 0, 3),
-    (1, 1),
-    dk_padding,
-    rhs=strides,
+    dx = _input_gradient(g, kernel, strides, padding, x.shape[1:3])
+  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
+    return dx, winograd.kernel_gradient(x, g, padding)
+  return dx, _kernel_gradient(x, g, strides, padding, kernel.shape[:2])
+
+
+def _input_gradient(g, kernel, strides, padding, sizes):
+  """The gradient by an input of `sizes` rows and columns.
+
+  Row r of the input takes part in output o by row i of the kernel where
+  o stride + i - low = r. So rows with one remainder by the stride see only
+  every stride-th row of the kernel: for each of these phases a convolution of
+  stride 1, in place of one over a gradient that is mostly zeros.
+  """
+  rows, columns = (
+    _phases(sizes[i], kernel.shape[i], g.shape[1 + i], strides[i], padding[i])
+    for i in (0, 1)
   )
-  return dx, dk.transpose(1, 2, 0, 3)
+  parts = [
+    jnp.stack(
+      [_phase(g, kernel, strides, row, column) for column in columns], 3
+    )
+    for row in rows
+  ]
+  dx = jnp.stack(parts, 2)  # [B,H/s,s,W/t,t,C]
+  n, height, s, width, t, channels = dx.shape
+  dx = dx.reshape(n, height * s, width * t, channels)
+  return dx[:, : sizes[0], : sizes[1]]
+
+
+def _phases(size, window, out, stride, padding):
+  """For each remainder: the kernel's first row, and the gradient's padding."""
+  count = -(-size // stride)
+  found = []
+  for remainder in range(stride):
+    skipped, first = divmod(remainder + padding[0], stride)
+    taps = len(range(first, window, stride))
+    found.append((first, (taps - 1 - skipped, count + skipped - out)))
+  return found
+
+
+def _phase(g, kernel, strides, row, column):
+  """Every stride-th row and column of the gradient by the input."""
+  (first_row, rows), (first_column, columns) = row, column
+  part = kernel[first_row :: strides[0], first_column :: strides[1]]
+  part, pads = part[::-1, ::-1].transpose(0, 1, 3, 2), (rows, columns)
+  if not part.size:
+    sizes = [g.shape[1 + i] + sum(pads[i]) - part.shape[i] + 1 for i in (0, 1)]
+    return jnp.zeros((g.shape[0], *sizes, kernel.shape[2]), g.dtype)
+  # What reaches beyond the gradient is cut off first: jaxlib 0.10.2 computes
+  # some convolutions with negative padding wrongly on CPU.
+  cut = [(min(0, low), min(0, high), 0) for low, high in pads]
+  g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *cut, (0, 0, 0)))
+  pads = tuple((max(0, low), max(0, high)) for low, high in pads)
+  return _fast_conv(g, part, (1, 1), pads)
+
+
+def _kernel_gradient(x, g, strides, padding, window):
+  """The gradient by a kernel of `window` rows and columns.
+
+  The batch takes the part of the channels, [C,H,W,B] * [H',W',B -> K]. Some
+  images at a time: turned around all at once, they are far out of the cache,
+  and the compiler would compute anew, out of order, what led to them.
+  """
+  if window == (1, 1) and not any(map(any, padding)):
+    x = x[:, :: strides[0], :: strides[1]]
+    return jnp.einsum("bhwc,bhwk->ck", x, g)[None, None]
+  pads = []
+  for i in (0, 1):
+    low = padding[i][0]
+    reach = (g.shape[1 + i] - 1) * strides[i] + window[i]
+    pads.append((low, reach - x.shape[1 + i] - low))
+
+  def add_some(total, some):
+    x, g = some
+    dk = _lax_conv(
+      x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, strides
+    )
+    return total + dk, None
+
+  image = max(x[0].size, g[0].size) * x.dtype.itemsize
+  size = narrow.largest_divisor(x.shape[0], max(1, _CHUNK_BYTES // image))
+  zero = jnp.zeros((x.shape[3], *window, g.shape[3]), x.dtype)
+  chunks = [a.reshape(-1, size, *a.shape[1:]) for a in (x, g)]
+  total, _ = lax.scan(add_some, zero, chunks)
+  return total.transpose(1, 2, 0, 3)
 
 
 canonical_conv.defvjp(_forward, _backward)

@@ -50,7 +50,7 @@ _OUTPUT = np.array(  # A^T
     [0, 1, -1, 8, -8, 1],
   ]
 )
-_CHUNK = 192  # tiles at a time: what is between the transforms stays in cache
+_CHUNK = 256  # tiles at a time: what is between the transforms stays in cache
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -109,14 +109,17 @@ def _out_size(size, pads):
   return size + sum(pads) - 2
 
 
-def _pad_to_tiles(x, padding):
-  """Pads to whole tiles; also their numbers."""
-  counts = [-(-_out_size(x.shape[1 + i], padding[i]) // _M) for i in (0, 1)]
-  pads = [
-    (padding[i][0], _M * counts[i] + 2 - x.shape[1 + i] - padding[i][0])
-    for i in (0, 1)
+def _tiles(sizes, padding):
+  """Numbers of tiles in both directions, and the padding that fills them."""
+  counts = [
+    -(-_out_size(size, pads) // _M)
+    for size, pads in zip(sizes, padding, strict=True)
   ]
-  return jnp.pad(x, ((0, 0), *pads, (0, 0))), *counts
+  pads = [
+    (low, _M * count + 2 - size - low)
+    for count, size, (low, _) in zip(counts, sizes, padding, strict=True)
+  ]
+  return *counts, ((0, 0), *pads, (0, 0))
 
 
 def _images_at_once(n: int, tiles: int) -> int:
@@ -147,34 +150,19 @@ def fits(
   )
 
 
-def _worth_it(x, kernel, least, most):
-  """Channels enough for the transforms to pay, few enough for the cache."""
-  n, height, width, channels = x.shape
-  filters = kernel.shape[3]
-  return (
-    min(channels, filters) >= 64
-    and least <= channels * filters <= most
-    and n * height * width >= _CHUNK * _M**2
-  )
-
-
 def pays(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether `convolve` is faster than a direct convolution on CPU.
+  """Whether Winograd's way is faster than a direct convolution on CPU.
 
   Measured (`python -m benchmarks.convolution`): with fewer channels the
-  transforms cost what the products save; with more, or with few tiles, it is
-  the kernel's transform.
+  transforms cost what the products save, with few tiles it is the kernel's
+  transform.
 
   Args:
     x: [N,H,W,C].
     kernel: [3,3,C,K].
   """
-  return _worth_it(x, kernel, 64 * 128, 256 * 256)
-
-
-def gradient_pays(x: jax.Array, kernel: jax.Array) -> bool:
-  """The same of `kernel_gradient`, whose sums have to fit the cache too."""
-  return _worth_it(x, kernel, 64 * 64, 64 * 256)
+  n, height, width, _ = x.shape
+  return min(kernel.shape[2:]) >= 64 and n * height * width >= 64 * _M**2
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -189,14 +177,16 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     float32 [N,H',W',K], equal to `lax.conv_general_dilated` to about 1e-5 of
     its largest value.
   """
-  n = x.shape[0]
-  height, width = (_out_size(x.shape[1 + i], padding[i]) for i in (0, 1))
-  x, nh, nw = _pad_to_tiles(x, padding)
+  n, *sizes, _ = x.shape
+  height, width = map(_out_size, sizes, padding)
+  nh, nw, pads = _tiles(sizes, padding)
   kernel = _transform_kernel(kernel)
   size = _images_at_once(n, nh * nw)
 
   def one_chunk(x):
-    products = jnp.matmul(_input_tiles(x, nh, nw), kernel)
+    # Padded here, in the cache: before the loop it takes as long as the rest.
+    tiles = _input_tiles(jnp.pad(x, pads), nh, nw)
+    products = jnp.matmul(tiles, kernel)
     return _output(products, size, nh, nw)[:, :height, :width]
 
   y = lax.map(one_chunk, *_in_chunks([x], size))
@@ -214,15 +204,14 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
   Returns:
     float32 [3,3,C,K].
   """
-  x, nh, nw = _pad_to_tiles(x, padding)
-  spare = [_M * count - g.shape[1 + i] for i, count in enumerate((nh, nw))]
-  g = jnp.pad(g, ((0, 0), (0, spare[0]), (0, spare[1]), (0, 0)))
+  nh, nw, pads = _tiles(x.shape[1:3], padding)
+  fill = ((0, 0), (0, _M * nh - g.shape[1]), (0, _M * nw - g.shape[2]), (0, 0))
   size = _images_at_once(x.shape[0], nh * nw)
 
   def add_chunk(total, chunk):
     x, g = chunk
-    tiles = _input_tiles(x, nh, nw).swapaxes(1, 2)
-    return total + jnp.matmul(tiles, _gradient_tiles(g)), None
+    tiles = _input_tiles(jnp.pad(x, pads), nh, nw).swapaxes(1, 2)
+    return total + jnp.matmul(tiles, _gradient_tiles(jnp.pad(g, fill))), None
 
   zero = jnp.zeros((_T * _T, x.shape[-1], g.shape[-1]), x.dtype)
   total, _ = lax.scan(add_chunk, zero, tuple(_in_chunks([x, g], size)))

@@ -181,6 +181,26 @@ def test_max_pool_gradient_goes_to_the_first_of_equals():
   assert got.reshape(-1).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_the_kernels_gradient_is_summed_over_chunks_of_images(monkeypatch):
+  x, kernel = _normal(0, (6, 5, 5, 4), (3, 3, 4, 7))
+  padding = ((1, 1), (1, 1))
+  want, pull = jax.vjp(lambda k: _lax(x, k, (2, 2), padding), kernel)
+  (g,) = _normal(1, want.shape)
+  monkeypatch.setattr(conv, "_CHUNK_BYTES", 2 * x[0].nbytes)
+
+  def gradient(k):
+    _, pull = jax.vjp(lambda k: conv.canonical_conv(x, k, (2, 2), padding), k)
+    return pull(g)[0]
+
+  (loop,) = [
+    e
+    for e in jax.make_jaxpr(gradient)(kernel).eqns
+    if e.primitive.name == "scan"
+  ]
+  assert loop.params["length"] == 3
+  np.testing.assert_allclose(gradient(kernel), pull(g)[0], rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=10, deadline=None)
 @given(
   size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
