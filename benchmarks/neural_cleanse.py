@@ -97,7 +97,7 @@ def comparisons(
     small = case.model == "cnn"
     settings = neural_cleanse.Settings(
       steps=steps or (2 if small else 1),
-      updates=updates or (8 if small else 2),
+      updates=updates,
       batch_size=batch,
       asr_threshold=1.0,
     )
@@ -109,7 +109,7 @@ if __name__ == "__main__":
   script.main(
     comparisons,
     steps=(0, "Of a search; 0: 2 of cnn, 1 of others."),
-    updates=(0, "A step; 0: 8 of cnn, 2 of others."),
+    updates=(8, "A step."),
     batch=(32, "Images an update."),
     classes=(0, "0: 10 of cnn, 4 of others."),
     class_batch=(0, "Classes at a time; 0: 1 on a CPU, else all."),

@@ -125,7 +125,7 @@ def comparisons(
     yield compare(
       case,
       batch,
-      steps or (16 if small else 2),
+      steps or (16 if small else 6),
       scan_steps if small else 0,
       torch_compile,
     )
@@ -135,7 +135,7 @@ if __name__ == "__main__":
   script.main(
     comparisons,
     batch=(128, "Images a step."),
-    steps=(0, "A call; 0: 16 of cnn, 2 of others."),
+    steps=(0, "A call; 0: 16 of cnn, 6 of others."),
     scan_steps=(2, "Of the plain scan, for the cnn; 0 leaves it out."),
     torch_compile=(True, "Also torch.compile."),
   )

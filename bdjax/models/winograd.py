@@ -50,7 +50,11 @@ _OUTPUT = np.array(  # A^T
     [0, 1, -1, 8, -8, 1],
   ]
 )
-_CHUNK = 256  # tiles at a time: what is between the transforms stays in cache
+# Tiles at a time: what is between the transforms stays in the cache, while one
+# of the 36 products is large enough to be shared by the cores (XLA:CPU gives
+# less than some 3e6 multiplications to one).
+_TILES = 320
+_MULTIPLICATIONS = 5 << 20
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -122,9 +126,10 @@ def _tiles(sizes, padding):
   return *counts, ((0, 0), *pads, (0, 0))
 
 
-def _images_at_once(n: int, tiles: int) -> int:
-  """The most that divide the batch with no more tiles than fit the cache."""
-  return largest_divisor(n, max(1, _CHUNK // tiles))
+def _images_at_once(n: int, tiles: int, channels: int, filters: int) -> int:
+  """A divisor of the batch with about as many tiles as are best at a time."""
+  most = max(_TILES, _MULTIPLICATIONS // (channels * filters))
+  return largest_divisor(n, max(1, most // tiles))
 
 
 def _in_chunks(arrays, size):
@@ -162,7 +167,7 @@ def pays(x: jax.Array, kernel: jax.Array) -> bool:
     kernel: [3,3,C,K].
   """
   n, height, width, _ = x.shape
-  return min(kernel.shape[2:]) >= 64 and n * height * width >= 64 * _M**2
+  return min(kernel.shape[2:]) >= 64 and n * height * width >= 32 * _M**2
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -180,8 +185,8 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   n, *sizes, _ = x.shape
   height, width = map(_out_size, sizes, padding)
   nh, nw, pads = _tiles(sizes, padding)
+  size = _images_at_once(n, nh * nw, *kernel.shape[2:])
   kernel = _transform_kernel(kernel)
-  size = _images_at_once(n, nh * nw)
 
   def one_chunk(x):
     # Padded here, in the cache: before the loop it takes as long as the rest.
@@ -206,7 +211,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
   """
   nh, nw, pads = _tiles(x.shape[1:3], padding)
   fill = ((0, 0), (0, _M * nh - g.shape[1]), (0, _M * nw - g.shape[2]), (0, 0))
-  size = _images_at_once(x.shape[0], nh * nw)
+  size = _images_at_once(x.shape[0], nh * nw, x.shape[-1], g.shape[-1])
 
   def add_chunk(total, chunk):
     x, g = chunk
