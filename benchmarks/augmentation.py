@@ -4,7 +4,8 @@ python -m benchmarks.augmentation
 python -m benchmarks.augmentation --models=resnet18 --steps=16 --bf16  # GPU
 
 The first is the training call without either; the others say how many times as
-long the same call takes with them. Their share of an epoch is 1 - 1 / ratio.
+long the same call takes with them. Their share of an epoch is 1 - 1 / ratio. In
+BaN's is the training of its generator, too.
 Operations are those of the network's training alone.
 """
 
@@ -64,6 +65,7 @@ def compare(case: script.Case, batch: int, steps: int) -> Comparison:
       f"augmentation ({kind})": call(kind, None),
       "poisoning (Random Backdoor)": call(None, pixels),
       "poisoning (BaN)": call(None, network),
+      "augmentation and poisoning (Random Backdoor)": call(kind, pixels),
       "augmentation and poisoning (BaN)": call(kind, network),
     },
     item="step",
@@ -76,7 +78,7 @@ def compare(case: script.Case, batch: int, steps: int) -> Comparison:
 def comparisons(setting: script.Setting, batch: int, steps: int):
   """For each network."""
   for case in script.cases(setting):
-    default = 16 if case.model == "cnn" else 2
+    default = 128 if case.model == "cnn" else 2
     yield compare(case, batch, steps or default)
 
 
@@ -84,5 +86,5 @@ if __name__ == "__main__":
   script.main(
     comparisons,
     batch=(128, "Images a step."),
-    steps=(0, "A call; 0: 16 of cnn, 2 of others."),
+    steps=(0, "A call; 0: 128 of cnn, 2 of others."),
   )

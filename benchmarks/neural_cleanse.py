@@ -1,7 +1,7 @@
 """Neural Cleanse: all classes in one program, against torch class by class.
 
 python -m benchmarks.neural_cleanse
-python -m benchmarks.neural_cleanse --batch=128 --updates=31 --bf16    # GPU
+python -m benchmarks.neural_cleanse --batch=128 --bf16    # GPU
 
 The same number of steps, updates, images and classes for all; so few steps that
 no search ends early. Torch takes the gradient by mask and pattern alone, as
@@ -101,7 +101,7 @@ def comparisons(
       batch_size=batch,
       asr_threshold=1.0,
     )
-    default = 10 if small else 4
+    default = 10 if small else 2
     yield compare(case, settings, classes or default, class_batch)
 
 
@@ -109,8 +109,8 @@ if __name__ == "__main__":
   script.main(
     comparisons,
     steps=(0, "Of a search; 0: 2 of cnn, 1 of others."),
-    updates=(8, "A step."),
+    updates=(31, "A step; 31 as in the defence."),
     batch=(32, "Images an update."),
-    classes=(0, "0: 10 of cnn, 4 of others."),
+    classes=(0, "0: 10 of cnn, 2 of others."),
     class_batch=(0, "Classes at a time; 0: 1 on a CPU, else all."),
   )
