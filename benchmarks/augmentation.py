@@ -5,8 +5,8 @@ python -m benchmarks.augmentation --models=resnet18 --steps=16 --bf16  # GPU
 
 The first is the training call without either; the others say how many times as
 long the same call takes with them. Their share of an epoch is 1 - 1 / ratio. In
-BaN's is the training of its generator, too.
-Operations are those of the network's training alone.
+BaN's is the training of its generator, too. Operations are those of the
+network's training alone.
 """
 
 import optax

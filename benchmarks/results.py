@@ -16,7 +16,9 @@ _HEAD = """\
 Written by `python -m benchmarks.all` from `results.jsonl`, and not by hand.
 Each row is timed in turns with those of its table, in one process: the median
 of the turns (lowest to highest), and the median over the turns of how many
-times as long it takes as the first row, which is ours.
+times as long it takes as the first row, which is ours. Operations are those of
+the textbook algorithms; Winograd's convolutions do fewer, so that a share of
+the ceiling can pass 100%.
 """
 
 

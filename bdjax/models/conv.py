@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.models import narrow, winograd
+from bdjax.models import chunks, narrow, winograd
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
 _CHUNK_BYTES = 4 << 20  # of images whose gradient by the kernel is summed
@@ -148,10 +148,9 @@ def _kernel_gradient(x, g, strides, padding, window):
     return total + dk, None
 
   image = max(x[0].size, g[0].size) * x.dtype.itemsize
-  size = narrow.largest_divisor(x.shape[0], max(1, _CHUNK_BYTES // image))
+  some = chunks.cut([x, g], _CHUNK_BYTES // image)
   zero = jnp.zeros((x.shape[3], *window, g.shape[3]), x.dtype)
-  chunks = [a.reshape(-1, size, *a.shape[1:]) for a in (x, g)]
-  total, _ = lax.scan(add_some, zero, chunks)
+  total, _ = lax.scan(add_some, zero, some)
   return total.transpose(1, 2, 0, 3)
 
 

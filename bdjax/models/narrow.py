@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from bdjax.models import chunks
+
 _CHUNK = 16  # images at a time
 Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-def largest_divisor(number: int, most: int) -> int:
-  """The largest divisor of a number that is not above `most`."""
-  return max(d for d in range(1, min(number, most) + 1) if number % d == 0)
 
 
 def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
@@ -72,9 +69,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   # A loop, because what leaves one is stored: the compiler fuses the sum with
   # what follows otherwise, computes it anew for each value that a pooling
   # looks at, and is ten times as slow.
-  size = largest_divisor(batch, _CHUNK)
-  y = lax.map(some, x.reshape(-1, size, *x.shape[1:]))
-  return y.reshape(batch, height, width, filters)
+  return chunks.join(lax.map(some, *chunks.cut([x], _CHUNK)), batch)
 
 
 def input_gradient(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bdjax.models.narrow import largest_divisor
+from bdjax.models import chunks
 
 _M = 4  # outputs of a tile, per side
 _T = 6  # its inputs, _M + 3 - 1
@@ -126,14 +126,8 @@ def _tiles(sizes, padding):
   return *counts, ((0, 0), *pads, (0, 0))
 
 
-def _images_at_once(n: int, tiles: int, channels: int, filters: int) -> int:
-  """A divisor of the batch with about as many tiles as are best at a time."""
-  most = max(_TILES, _MULTIPLICATIONS // (channels * filters))
-  return largest_divisor(n, max(1, most // tiles))
-
-
-def _in_chunks(arrays, size):
-  return [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
+def _images_at_once(tiles, channels, filters):
+  return max(_TILES, _MULTIPLICATIONS // (channels * filters)) // tiles
 
 
 def fits(
@@ -185,17 +179,16 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   n, *sizes, _ = x.shape
   height, width = map(_out_size, sizes, padding)
   nh, nw, pads = _tiles(sizes, padding)
-  size = _images_at_once(n, nh * nw, *kernel.shape[2:])
+  most = _images_at_once(nh * nw, *kernel.shape[2:])
   kernel = _transform_kernel(kernel)
 
   def one_chunk(x):
     # Padded here, in the cache: before the loop it takes as long as the rest.
     tiles = _input_tiles(jnp.pad(x, pads), nh, nw)
     products = jnp.matmul(tiles, kernel)
-    return _output(products, size, nh, nw)[:, :height, :width]
+    return _output(products, len(x), nh, nw)[:, :height, :width]
 
-  y = lax.map(one_chunk, *_in_chunks([x], size))
-  return y.reshape(n, height, width, -1)
+  return chunks.join(lax.map(one_chunk, *chunks.cut([x], most)), n)
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
@@ -211,7 +204,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
   """
   nh, nw, pads = _tiles(x.shape[1:3], padding)
   fill = ((0, 0), (0, _M * nh - g.shape[1]), (0, _M * nw - g.shape[2]), (0, 0))
-  size = _images_at_once(x.shape[0], nh * nw, x.shape[-1], g.shape[-1])
+  most = _images_at_once(nh * nw, x.shape[-1], g.shape[-1])
 
   def add_chunk(total, chunk):
     x, g = chunk
@@ -219,5 +212,5 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
     return total + jnp.matmul(tiles, _gradient_tiles(jnp.pad(g, fill))), None
 
   zero = jnp.zeros((_T * _T, x.shape[-1], g.shape[-1]), x.dtype)
-  total, _ = lax.scan(add_chunk, zero, tuple(_in_chunks([x, g], size)))
+  total, _ = lax.scan(add_chunk, zero, chunks.cut([x, g], most))
   return _kernel_gradient(total)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CNN, RESNET
 
 from bdjax import models
 from bdjax.defenses import neural_cleanse as nc
@@ -18,9 +19,6 @@ from benchmarks import (
   training_step,
 )
 from benchmarks.plain import networks as plain
-
-CNN = script.Case("cnn", 8, (8, 8, 1))
-RESNET = script.Case("resnet18", 4, (8, 8, 3))
 
 
 @pytest.fixture

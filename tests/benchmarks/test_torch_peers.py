@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CNN, RESNET
 
 from bdjax.defenses import neural_cleanse as nc
 from benchmarks import (
@@ -18,8 +19,6 @@ from benchmarks import (
   training_step,
 )
 
-CNN = script.Case("cnn", 8, (8, 8, 1))
-RESNET = script.Case("resnet18", 4, (8, 8, 3))
 CASES = pytest.mark.parametrize("case", [CNN, RESNET], ids=lambda c: c.model)
 
 

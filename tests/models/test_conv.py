@@ -182,7 +182,7 @@ def test_max_pool_gradient_goes_to_the_first_of_equals():
 
 
 def test_the_kernels_gradient_is_summed_over_chunks_of_images(monkeypatch):
-  x, kernel = _normal(0, (6, 5, 5, 4), (3, 3, 4, 7))
+  x, kernel = _normal(0, (5, 5, 5, 4), (3, 3, 4, 7))
   padding = ((1, 1), (1, 1))
   want, pull = jax.vjp(lambda k: _lax(x, k, (2, 2), padding), kernel)
   (g,) = _normal(1, want.shape)
@@ -241,9 +241,25 @@ def test_many_channels_go_by_winograd_and_equal_lax():
     assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
 
 
-def test_winograd_cuts_a_batch_into_equal_chunks():
-  x, kernel = _normal(0, (7, 40, 40, 2), (3, 3, 2, 3))  # 7 chunks of one
+@pytest.mark.parametrize("batch", [6, 7])
+def test_winograd_goes_through_a_batch_in_chunks(batch, monkeypatch):
+  monkeypatch.setattr(winograd, "_TILES", 12)  # three images of four tiles
+  monkeypatch.setattr(winograd, "_MULTIPLICATIONS", 0)
+  x, kernel = _normal(0, (batch, 8, 8, 2), (3, 3, 2, 3))
   padding = ((1, 1), (1, 1))
-  want = _lax(x, kernel, (1, 1), padding)
-  got = winograd.convolve(x, kernel, padding)
+  want, pull = jax.vjp(lambda k: _lax(x, k, (1, 1), padding), kernel)
+  (g,) = _normal(1, want.shape)
+
+  def both(x, kernel, g):
+    got = winograd.convolve(x, kernel, padding)
+    return got, winograd.kernel_gradient(x, g, padding)
+
+  loops = [
+    e.params["length"]
+    for e in jax.make_jaxpr(both)(x, kernel, g).eqns
+    if e.primitive.name == "scan"
+  ]
+  assert loops == [-(-batch // 3)] * 2
+  got, gradient = both(x, kernel, g)
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  np.testing.assert_allclose(gradient, pull(g)[0], rtol=1e-4, atol=1e-4)
