@@ -23,7 +23,8 @@ import greeting
 
 if __name__ == "__main__":
   print("hello", greeting.VERSION, *sys.argv[1:])
-  print("platforms", os.environ.get("JAX_PLATFORMS"))
+  names = "JAX_PLATFORMS", "GLIBC_TUNABLES"
+  print("environment", *map(os.environ.get, names))
   if "--wait" in sys.argv:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print("waiting", flush=True)
@@ -253,7 +254,7 @@ def test_the_extra_of_the_accelerator_is_added_and_stays(tree):
   assert _launch(tree, "hello").stderr == ""
   result = _launch(tree, "--accelerator=cpu", "hello")
   assert result.stderr == ""
-  assert "platforms cpu\n" in result.stdout
+  assert "environment cpu glibc.malloc.hugetlb=1\n" in result.stdout
 
 
 def test_what_was_added_moves_on_with_the_requirements(tree):

@@ -52,13 +52,15 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   Returns:
     float [B,H',W',K].
   """
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  batch, height, width, channels = x.shape
-  h, w, _, filters = kernel.shape
-  height, width = height - h + 1, width - w + 1
+  h, w, channels, filters = kernel.shape
+  height, width = (
+    size + sum(pads) - window + 1
+    for size, pads, window in zip(x.shape[1:3], padding, (h, w), strict=True)
+  )
   rows = kernel.reshape(h, w, channels, 1, 1, 1, filters)
 
   def some(x):
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     return sum(
       x[:, i : i + height, j : j + width, c, None] * rows[i, j, c]
       for i in range(h)
@@ -69,7 +71,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   # A loop, because what leaves one is stored: the compiler fuses the sum with
   # what follows otherwise, computes it anew for each value that a pooling
   # looks at, and is ten times as slow.
-  return chunks.join(lax.map(some, *chunks.cut([x], _CHUNK)), batch)
+  return chunks.join(lax.map(some, *chunks.cut([x], _CHUNK)), x.shape[0])
 
 
 def input_gradient(
