@@ -213,8 +213,9 @@ def print_table(results: dict[str, Any], directory: pathlib.Path) -> None:
   table.box = rich.box.SIMPLE_HEAD
   console.print(table)
   if "difference" in results:
-    points = 100 * results["difference"]["mean"]
-    console.print(f"  cost in clean accuracy: {-points:.2f} points")
+    # Zero is added so that nothing is not printed as minus nothing.
+    cost = round(-100 * results["difference"]["mean"], 2) + 0.0
+    console.print(f"  cost in clean accuracy: {cost:.2f} points")
   console.print(f"  {directory}", soft_wrap=True)
 
 
