@@ -12,6 +12,8 @@ as much as they save; in a training step it is there.
 """
 
 import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 from jax import lax
@@ -21,20 +23,33 @@ from bdjax.models import conv
 from benchmarks import script
 from benchmarks.timing import Comparison
 
-# Side, window, channels, filters.
+
+class Shape(NamedTuple):
+  """A convolution: side of the images, of the window, channels, filters."""
+
+  side: int
+  window: int
+  channels: int
+  filters: int
+  stride: int = 1
+
+
 _SHAPES = (
-  (28, 3, 1, 16),
-  (32, 2, 3, 24),
-  (32, 3, 3, 64),
-  (48, 4, 3, 20),
-  (31, 3, 24, 64),
-  (32, 3, 64, 64),
-  (15, 3, 64, 256),
-  (16, 3, 128, 128),
-  (8, 3, 256, 256),
-  (4, 3, 512, 512),
+  Shape(28, 3, 1, 16),
+  Shape(32, 2, 3, 24),
+  Shape(32, 3, 3, 64),
+  Shape(48, 4, 3, 20),
+  Shape(31, 3, 24, 64),
+  Shape(32, 3, 64, 64),
+  Shape(15, 3, 64, 256),
+  Shape(16, 3, 128, 128),
+  Shape(8, 3, 256, 256),
+  Shape(4, 3, 512, 512),
+  Shape(32, 3, 64, 128, stride=2),
+  Shape(32, 1, 64, 128, stride=2),
+  Shape(16, 3, 128, 256, stride=2),
 )
-_PADDING = {2: "VALID", 3: "SAME", 4: "VALID"}
+_PAD = {1: 0, 2: 0, 3: 1, 4: 0}  # on each side, by window
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -55,20 +70,15 @@ def _parts(convolve, x, kernel, g):
   }
 
 
-def compare(shape: tuple[int, int, int, int], batch: int):
-  """The three parts of one convolution.
-
-  Args:
-    shape: side of the images, of the window, channels, filters.
-    batch: images.
-  """
-  side, window, channels, filters = shape
+def compare(shape: Shape, batch: int) -> Iterator[Comparison]:
+  """The three parts of one convolution, of a batch of images."""
+  side, window, channels, filters, stride = shape
   keys = jax.random.split(script.KEY, 3)
   x = jax.random.normal(keys[0], (batch, side, side, channels))
   kernel = jax.random.normal(keys[1], (window, window, channels, filters))
   settings = {
-    "window_strides": (1, 1),
-    "padding": _PADDING[window],
+    "window_strides": (stride, stride),
+    "padding": ((_PAD[window],) * 2,) * 2,
     "dimension_numbers": _LAYOUT,
   }
   ours = functools.partial(conv.conv, **settings)
@@ -78,14 +88,14 @@ def compare(shape: tuple[int, int, int, int], batch: int):
   for part in mine:
     yield Comparison(
       f"{part}, {batch} images of {side}x{side}x{channels}, {filters} filters "
-      f"of {window}x{window}",
+      f"of {window}x{window}" + (f", stride {stride}" if stride > 1 else ""),
       {"ours": mine[part], "lax": peers[part]},
       operations=2.0 * g.size * window**2 * channels,
       traffic=4.0 * (x.size + kernel.size + g.size),
     )
 
 
-def comparisons(setting: script.Setting, batch: int):
+def comparisons(setting: script.Setting, batch: int) -> Iterator[Comparison]:
   """All parts of all shapes."""
   del setting
   for shape in _SHAPES:

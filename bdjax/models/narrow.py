@@ -37,7 +37,11 @@ def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
 
 
 def pays(kernel: jax.Array) -> bool:
-  """Whether `convolve` is faster than the library: with few enough terms."""
+  """Whether `convolve` is faster than the library: with few enough terms.
+
+  Args:
+    kernel: [h,w,C,K].
+  """
   return kernel.size <= 600
 
 

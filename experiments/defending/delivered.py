@@ -15,12 +15,19 @@ from experiments.common.runner import Report, quiet
 WHITES = (1.0, 255.0)
 # Images that say on which scale a network was trained; more say it no better.
 _SAMPLE = 512
-# The first convolution of a model of ours, and its width by filters in it.
+# The first trained convolution of a model of ours, and its width by filters in
+# it.
 _FIRST = {
   "airbench": ("groups.0.conv_1.kernel", 1),
   "cnn": ("conv_1.kernel", 4),
   "minivgg": ("convs.0.kernel", 1),
   "resnet18": ("stem.kernel", 1),
+}
+# Layers that no other model has.
+_TELLING = {
+  "deepid": "conv_4.kernel",
+  "airbench": _FIRST["airbench"][0],
+  "resnet18": _FIRST["resnet18"][0],
 }
 
 
@@ -187,11 +194,7 @@ def by_white(accuracy: dict[float, float] | None) -> dict[str, float] | None:
 
 def _kind(shapes: dict[str, tuple], path) -> str:
   """The model that layers of these names belong to."""
-  for kind, layer in (
-    ("deepid", "conv_4.kernel"),
-    ("airbench", "groups.0.conv_1.kernel"),
-    ("resnet18", "stem.kernel"),
-  ):
+  for kind, layer in _TELLING.items():
     if layer in shapes:
       return kind
   raise UserError(
