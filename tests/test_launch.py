@@ -6,92 +6,13 @@ it says and chooses before it sets anything up: test_launch_choices.py.
 """
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 import time
-import zipfile
 
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
-HELLO = '''"""Greets, and says what it was given."""
-import os, signal, sys, time
-import greeting
-
-if __name__ == "__main__":
-  print("hello", greeting.VERSION, *sys.argv[1:])
-  names = "JAX_PLATFORMS", "GLIBC_TUNABLES"
-  print("environment", *map(os.environ.get, names))
-  if "--wait" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
-    print("waiting", flush=True)
-    time.sleep(60)
-  with open("left_here", "w") as file:
-    file.write("done")
-  sys.exit(3 if "--fail" in sys.argv else 0)
-'''
-PYPROJECT = """[project.optional-dependencies]
-cuda = ["greeting-cuda"]
-tpu = []
-dev = ["pytest"]
-"""
-
-
-def _wheel(folder, name, version, **modules):
-  """Writes a wheel of one-file modules, and returns its path."""
-  info = f"{name}-{version}.dist-info"
-  files = {f"{module}.py": text for module, text in modules.items()}
-  files[f"{info}/METADATA"] = (
-    f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-  )
-  files[f"{info}/WHEEL"] = (
-    "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-  )
-  files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in files)
-  path = folder / f"{name}-{version}-py3-none-any.whl"
-  with zipfile.ZipFile(path, "w") as wheel:
-    for name, text in files.items():
-      wheel.writestr(name, text)
-  return path
-
-
-def _require(tree, version):
-  (tree / "requirements.txt").write_text(
-    f"--no-index\n--find-links wheels\ngreeting=={version}\n"
-  )
-
-
-def _make_tree(root):
-  tree = root / "a tree"  # With a space, as in some home directories.
-  for folder in ("experiments", "wheels", "bin"):
-    (tree / folder).mkdir(parents=True)
-  shutil.copy(REPOSITORY / "launch.sh", tree)
-  (tree / "pyproject.toml").write_text(PYPROJECT)
-  (tree / "experiments" / "__init__.py").touch()
-  (tree / "experiments" / "hello.py").write_text(HELLO)
-  for version in ("1.0", "2.0"):
-    _wheel(
-      tree / "wheels", "greeting", version, greeting=f"VERSION = {version}\n"
-    )
-  _wheel(tree / "wheels", "greeting_cuda", "1.0", greeting_cuda="")
-  # A stand-in: the real one would come from an index.
-  runner = 'import os, sys\nprint("tests", os.getcwd(), *sys.argv[1:])\n'
-  _wheel(tree / "wheels", "pytest", "1.0", pytest=runner)
-  _require(tree, "1.0")
-  _nvidia_smi(tree / "bin", None)
-  return tree
-
-
-def _nvidia_smi(folder, answer):
-  """Puts an nvidia-smi before the machine's own; None is one without a GPU."""
-  folder.mkdir(exist_ok=True)
-  script = folder / "nvidia-smi"
-  text = "exit 9" if answer is None else f"printf '{answer}\\n'"
-  script.write_text(f"#!/bin/sh\n{text}\n")
-  script.chmod(0o755)
+from launching import REPOSITORY, make_tree, nvidia_smi, require
 
 
 def _environment(tree):
@@ -150,7 +71,7 @@ def first_launches(tmp_path_factory):
 
   Not for use by a test that changes the tree: see `tree`.
   """
-  tree = _make_tree(tmp_path_factory.mktemp("launch"))
+  tree = make_tree(tmp_path_factory.mktemp("launch"))
   with _start(tree, "hello", "--a") as one, _start(tree, "hello", "--b") as two:
     outputs = [process.communicate() for process in (one, two)]
     codes = [process.returncode for process in (one, two)]
@@ -184,7 +105,7 @@ def test_a_second_launch_installs_nothing(tree):
 
 
 def test_changed_requirements_are_installed(tree):
-  _require(tree, "2.0")
+  require(tree, "2.0")
   result = _launch(tree, "hello")
   assert result.stdout.startswith("hello 2.0\n")
   assert "installing the packages" in result.stderr
@@ -193,20 +114,20 @@ def test_changed_requirements_are_installed(tree):
 
 
 def test_an_install_that_fails_shows_why_and_can_be_tried_again(tree):
-  _require(tree, "9.9")
+  require(tree, "9.9")
   result = _launch(tree, "hello")
   assert result.returncode == 1
   assert result.stdout == ""
   assert "No matching distribution found for greeting==9.9" in result.stderr
   assert "pip could not install the packages" in result.stderr
-  _require(tree, "2.0")
+  require(tree, "2.0")
   result = _launch(tree, "hello")
   assert result.stdout.startswith("hello 2.0\n")
   assert "making .venv" not in result.stderr
 
 
 def test_a_launch_that_was_killed_is_made_good(tmp_path):
-  tree = _make_tree(tmp_path)
+  tree = make_tree(tmp_path)
   with _start(tree, "hello") as process:
     while not (tree / ".venv" / "pyvenv.cfg").exists():
       assert process.poll() is None
@@ -247,10 +168,10 @@ def test_setup_only_sets_up(tree):
 
 
 def test_the_extra_of_the_accelerator_is_added_and_stays(tree):
-  _nvidia_smi(tree / "bin", "580.65.06, 9.0")
+  nvidia_smi(tree / "bin", "580.65.06, 9.0")
   assert "for cuda (NVIDIA driver 580" in _launch(tree, "hello").stderr
   assert (_site_packages(tree) / "greeting_cuda.py").exists()
-  _nvidia_smi(tree / "bin", None)
+  nvidia_smi(tree / "bin", None)
   assert _launch(tree, "hello").stderr == ""
   result = _launch(tree, "--accelerator=cpu", "hello")
   assert result.stderr == ""
@@ -259,7 +180,7 @@ def test_the_extra_of_the_accelerator_is_added_and_stays(tree):
 
 def test_what_was_added_moves_on_with_the_requirements(tree):
   assert _launch(tree, "--accelerator=cuda", "test").returncode == 0
-  _require(tree, "2.0")
+  require(tree, "2.0")
   assert "installing" in _launch(tree, "--accelerator=cpu", "hello").stderr
   assert _launch(tree, "--accelerator=cuda", "test").stderr == ""
 

@@ -1,27 +1,14 @@
 """launch.sh before it sets anything up: what it says, finds and refuses."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
+from launching import REPOSITORY, nvidia_smi, write_script
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 TOOLS = "awk basename dirname grep paste readlink sed sh".split()
-
-
-def _script(path, text):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(f"#!/bin/sh\n{text}\n")
-  path.chmod(0o755)
-
-
-def _nvidia_smi(tools, answer):
-  """Puts an nvidia-smi before the machine's own; None is one without a GPU."""
-  text = "exit 9" if answer is None else f"printf '{answer}\\n'"
-  _script(tools / "nvidia-smi", text)
 
 
 def _launch(tree, *arguments, path=os.environ["PATH"], python=sys.executable):
@@ -95,7 +82,7 @@ def _bare_path(folder, **pythons):
   for tool in TOOLS:
     (folder / tool).symlink_to(shutil.which(tool))
   for name, text in pythons.items():
-    _script(folder / name, text)
+    write_script(folder / name, text)
   return folder
 
 
@@ -152,21 +139,21 @@ def _installs(tree, tools, accelerator):
   ],
 )
 def test_the_accelerator_decides_the_jax(tree, tmp_path, asked, gpu, extra):
-  _nvidia_smi(tmp_path / "tools", gpu)
+  nvidia_smi(tmp_path / "tools", gpu)
   installs = _installs(tree, tmp_path / "tools", asked)
   assert installs == ["requirements.txt", *extra]
 
 
 @pytest.mark.parametrize("answer", [None, "No devices were found"])
 def test_without_a_gpu_no_cuda_is_installed(tree, tmp_path, answer):
-  _nvidia_smi(tmp_path / "tools", answer)
+  nvidia_smi(tmp_path / "tools", answer)
   installs = _installs(tree, tmp_path / "tools", "auto")
   # A TPU, which nothing here can hide, adds its own.
   assert installs in (["requirements.txt"], ["requirements.txt", "jax[tpu]"])
 
 
 def test_a_driver_too_old_for_any_cuda_is_named(tree, tmp_path):
-  _nvidia_smi(tmp_path / "tools", "470.182.03, 7.0")
+  nvidia_smi(tmp_path / "tools", "470.182.03, 7.0")
   path = f"{tmp_path / 'tools'}:{os.environ['PATH']}"
   result = _launch(tree, "--accelerator=cuda", "hello", path=path)
   assert result.returncode == 1
