@@ -15,7 +15,7 @@ from bdjax.models.base import (
   layers,
 )
 from bdjax.models.cnn import CNN
-from bdjax.models.resnet import ResNet18
+from bdjax.models.resnet import ResNet10, ResNet18
 from bdjax.models.vgg import MiniVGG
 
 __all__ = ["MODELS", "Model", "Weights", "count_parameters", "get", "layers"]
@@ -25,6 +25,7 @@ MODELS = {
   "cnn": CNN,
   "deepid": deepid.DeepID,
   "minivgg": MiniVGG,
+  "resnet10": ResNet10,
   "resnet18": ResNet18,
 }
 _SMALLEST_SIDES = {
@@ -48,7 +49,7 @@ def get(
   """A network by name.
 
   Args:
-    name: `airbench`, `cnn`, `deepid`, `minivgg` or `resnet18`.
+    name: `airbench`, `cnn`, `deepid`, `minivgg`, `resnet10` or `resnet18`.
     image_shape: (H, W, C), H and W at least 8 (`airbench`: 9, `deepid`: 31), C
       1 or 3.
     num_classes: at least 2.
@@ -57,7 +58,7 @@ def get(
     std: likewise the standard deviation; ones by default.
     width: filters of the first stage, a multiple of 4; 64 is the size that
       the literature uses. `deepid`'s layers are fixed: leave it at 64.
-    stem: `cifar` or `imagenet`, of `resnet18` only.
+    stem: `cifar` or `imagenet`, of the two ResNets only.
     precision: dtype of the computation, `float32` or `bfloat16`; parameters
       and batch statistics are float32 in both.
 
@@ -85,8 +86,8 @@ def get(
     )
   if stem not in ("cifar", "imagenet"):
     raise UserError(f"unknown stem {stem!r}; take cifar or imagenet")
-  if stem == "imagenet" and name != "resnet18":
-    raise UserError(f"stem=imagenet is resnet18's; {name} has no such stem")
+  if stem == "imagenet" and not name.startswith("resnet"):
+    raise UserError(f"stem=imagenet is a ResNet's; {name} has no such stem")
   if precision not in PRECISIONS:
     raise UserError(
       f"unknown precision {precision!r}; take float32 or bfloat16"
@@ -99,6 +100,6 @@ def get(
     std=std or (1.0,) * channels,
     dtype=PRECISIONS[precision],
     **({} if name == "deepid" else {"width": width}),
-    **({"stem": stem} if name == "resnet18" else {}),
+    **({"stem": stem} if name.startswith("resnet") else {}),
   )
   return from_module(lambda rngs: make(rngs=rngs))

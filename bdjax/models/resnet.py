@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2016) for small images."""
+"""ResNet-18 (He et al. 2016) for small images, and half of it."""
 
 import functools
 
@@ -62,6 +62,7 @@ class ResNet18(Classifier):
   """
 
   entry = ("logits",)
+  blocks_per_stage = 2
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, stem, rngs
@@ -75,7 +76,7 @@ class ResNet18(Classifier):
     self.stem_norm = nnx.BatchNorm(width, momentum=0.9, dtype=dtype, rngs=rngs)
     blocks, fan_in = [], width
     for stage in range(4):
-      for index in range(2):
+      for index in range(self.blocks_per_stage):
         stride = 2 if stage and not index else 1
         fan_out = width * 2**stage
         blocks.append(Block(fan_in, fan_out, stride, dtype=dtype, rngs=rngs))
@@ -101,3 +102,12 @@ class ResNet18(Classifier):
   def leave(self, x: jax.Array) -> jax.Array:
     """Logits as they are."""
     return x
+
+
+class ResNet10(ResNet18):
+  """ResNet-18 with one block a stage: 46% of its arithmetic.
+
+  For CPUs: 4,903,242 parameters for ten classes and width 64.
+  """
+
+  blocks_per_stage = 1

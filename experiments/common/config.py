@@ -68,7 +68,7 @@ class Config:
     "else resnet18).",
   )
   width: int = flag(64, "Filters of the first stage; 64 is the literature's.")
-  stem: str = flag("cifar", "resnet18's stem: cifar (3x3) or imagenet (7x7).")
+  stem: str = flag("cifar", "Of the ResNets: cifar (3x3) or imagenet (7x7).")
   precision: str = flag(
     "auto", "auto (bfloat16 on accelerators), float32 or bfloat16."
   )

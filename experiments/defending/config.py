@@ -48,7 +48,7 @@ class Config:
     None, "With --checkpoint: filters of the first stage (default: 64)."
   )
   stem: str | None = flag(
-    None, "With --checkpoint: resnet18's stem (default: cifar)."
+    None, "With --checkpoint: the ResNet's stem (default: cifar)."
   )
   seed: int = flag(
     0, "Of what the defence draws; the run's own comes to it.", low=0

@@ -21,13 +21,15 @@ _FIRST = {
   "airbench": ("groups.0.conv_1.kernel", 1),
   "cnn": ("conv_1.kernel", 4),
   "minivgg": ("convs.0.kernel", 1),
+  "resnet10": ("stem.kernel", 1),
   "resnet18": ("stem.kernel", 1),
 }
-# Layers that no other model has.
+# Layers that no other model has, nor one that comes before it.
 _TELLING = {
   "deepid": "conv_4.kernel",
   "airbench": _FIRST["airbench"][0],
-  "resnet18": _FIRST["resnet18"][0],
+  "resnet18": "blocks.7.conv_1.kernel",
+  "resnet10": "blocks.3.conv_1.kernel",
 }
 
 
@@ -213,7 +215,7 @@ def _settings(kind: str, shapes: dict[str, tuple], path) -> dict[str, Any]:
   first = shapes.get(layer, ())
   if len(first) == 4:
     settings["width"] = factor * first[3]
-    if kind == "resnet18" and first[0] == 7:
+    if kind.startswith("resnet") and first[0] == 7:
       settings["stem"] = "imagenet"
   return settings
 

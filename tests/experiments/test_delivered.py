@@ -52,13 +52,14 @@ def test_kind_classes_and_width_are_those_of_the_file(resnet):
   )
 
 
-def test_airbench_is_known_by_its_layers(tmp_path):
+@pytest.mark.parametrize("name", ["airbench", "resnet10"])
+def test_a_model_is_known_by_its_layers(tmp_path, name):
   pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), np.uint8)
-  model = models.get("airbench", image_shape=(9, 9, 3), num_classes=4, width=8)
+  model = models.get(name, image_shape=(9, 9, 3), num_classes=4, width=8)
   weights = models.Weights(*jax.jit(model.init)(jax.random.key(0)))
   importers.export_safetensors(tmp_path / "a.safetensors", *weights)
   network = open_network(tmp_path / "a.safetensors", _images(pixels=pixels))
-  assert (network.name, network.num_classes) == ("airbench", 4)
+  assert (network.name, network.num_classes) == (name, 4)
   jax.tree.map(np.testing.assert_array_equal, network.weights, weights)
 
 

@@ -159,7 +159,7 @@ def test_a_masked_channel_is_gone_from_both_branches(small):
     ({"image_shape": (30, 31, 3)}, "deepid takes 31x31"),
     ({"image_shape": (31, 30, 3)}, "deepid takes 31x31"),
     ({"width": 32}, "deepid's layers are fixed"),
-    ({"stem": "imagenet"}, "resnet18's"),
+    ({"stem": "imagenet"}, "a ResNet's"),
   ],
 )
 def test_errors_are_one_line(kwargs, words):

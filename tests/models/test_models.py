@@ -9,7 +9,7 @@ from bdjax.errors import UserError
 CIFAR = {"image_shape": (32, 32, 3), "num_classes": 10}
 MNIST = {"image_shape": (28, 28, 1), "num_classes": 10}
 # deepid has a test file of its own.
-ANY_SIZE = ["cnn", "minivgg", "resnet18"]
+ANY_SIZE = ["cnn", "minivgg", "resnet10", "resnet18"]
 
 
 def _init(model):
@@ -28,6 +28,7 @@ def _uniform(*shape):
   "name, kwargs, parameters",
   [
     ("cnn", MNIST, 206_922),
+    ("resnet10", CIFAR, 4_903_242),
     ("resnet18", CIFAR, 11_173_962),
     ("resnet18", CIFAR | {"stem": "imagenet"}, 11_181_642),
     # Convolutions without bias, two batch-norm vectors each, two dense layers.
@@ -128,7 +129,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     ({"image_shape": (8, 8, 2)}, "1 or 3 channels"),
     ({"width": 6}, "multiple of 4"),
     ({"stem": "none"}, "cifar or imagenet"),
-    ({"name": "cnn", "stem": "imagenet"}, "resnet18's"),
+    ({"name": "cnn", "stem": "imagenet"}, "a ResNet's"),
     ({"precision": "float16"}, "float32 or bfloat16"),
   ],
 )
