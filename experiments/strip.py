@@ -35,7 +35,9 @@ class Config(defending.Config):
     low=1,
   )
   superimpose: str = flag(
-    "additive", "additive (the authors' code) or blend (half of each)."
+    "additive",
+    "additive (the sum: the authors' code), clipped (the sum cut at white) or "
+    "blend (half of each).",
   )
   unit: str = flag("bits", "Of the entropy: bits or nats.")
   threshold: str = flag(
@@ -65,14 +67,14 @@ def defend(
   """Takes a fifth of the data for overlays, and calibrates on the rest."""
   rates = _rates(config.frr)
   for name, allowed in (
-    ("superimpose", ("additive", "blend")),
+    ("superimpose", strip.SUPERIMPOSITIONS),
     ("unit", ("bits", "nats")),
     ("threshold", ("gaussian", "quantile")),
   ):
     if getattr(config, name) not in allowed:
       raise UserError(
         f"--{name}={getattr(config, name)} is unknown: take "
-        f"{' or '.join(allowed)}"
+        f"{', '.join(allowed[:-1])} or {allowed[-1]}"
       )
   order_key, key = jax.random.split(space.key)
   total = len(defender.labels)

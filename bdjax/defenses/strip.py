@@ -14,12 +14,15 @@ from bdjax.errors import UserError
 from bdjax.models.base import Model, Weights
 
 
+SUPERIMPOSITIONS = ("additive", "clipped", "blend")
+
+
 class Settings(NamedTuple):
   """How entropies are taken.
 
   Attributes:
     overlays: N, superimposed on each input; 100 in the paper.
-    superimpose: `additive` or `blend`, see `superimpose`.
+    superimpose: one of `SUPERIMPOSITIONS`, see `superimpose`.
     unit: of the entropy, `bits` (the paper's, equation 2) or `nats` (most
       later implementations).
   """
@@ -37,14 +40,19 @@ def superimpose(
   Args:
     images: float32 [...,H,W,C] in [0,1].
     overlays: the same, broadcastable against the images.
-    how: `additive`, the sum cut at 1 (the authors' released code: OpenCV's
-      addWeighted with weights 1 and 1 on uint8), or `blend`, half of each
+    how: `additive`, the sum (the authors' released code: OpenCV's addWeighted
+      with weights 1 and 1, on float images, which it does not cut); `clipped`,
+      the sum cut at 1, as it is on uint8 images and in ports to PyTorch, where
+      a bright trigger drowns in a bright overlay; or `blend`, half of each
       (BackdoorBench and others).
 
   Returns:
-    float32 in [0,1].
+    float32 in [0,1], for `additive` in [0,2]: brighter than any image, but
+    the trigger stands out from what lies around it as in the image.
   """
   if how == "additive":
+    return images + overlays
+  if how == "clipped":
     return jnp.minimum(images + overlays, 1.0)
   if how == "blend":
     return 0.5 * images + 0.5 * overlays

@@ -24,7 +24,12 @@ def network():
 
 
 @pytest.mark.parametrize(
-  "how, want", [("additive", [0.75, 1.0]), ("blend", [0.375, 0.55])]
+  "how, want",
+  [
+    ("additive", [0.75, 1.1]),
+    ("clipped", [0.75, 1.0]),
+    ("blend", [0.375, 0.55]),
+  ],
 )
 def test_superimpose_by_hand(how, want):
   image, overlay = jnp.array([0.25, 0.5]), jnp.array([0.5, 0.6])
@@ -54,7 +59,7 @@ def test_entropy_is_over_the_classes():
   np.testing.assert_allclose(each, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["additive", "blend"])
+@pytest.mark.parametrize("how", strip.SUPERIMPOSITIONS)
 def test_one_batch_equals_one_image_and_one_overlay_at_a_time(network, how):
   model, weights = network
   settings = strip.Settings(overlays=9, superimpose=how)  # all of the pool
