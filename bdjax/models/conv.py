@@ -234,6 +234,7 @@ def _pool_forward(x):
     better = value > best
     winner = jnp.where(better, jnp.int8(number), winner)
     best = jnp.where(better, value, best)
+  # Not `best`, which loses a NaN.
   return _max_pool(x), winner
 
 
