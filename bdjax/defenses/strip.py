@@ -13,7 +13,6 @@ from bdjax import compiler, memory
 from bdjax.errors import UserError
 from bdjax.models.base import Model, Weights
 
-
 SUPERIMPOSITIONS = ("additive", "clipped", "blend")
 
 
