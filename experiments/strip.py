@@ -134,20 +134,30 @@ def examine(
   space: defending.Space,
 ) -> Findings:
   """Entropies of clean and of triggered test images, and what is rejected."""
-  function = strip.entropies(defender.model, found.settings)
+  entropies = strip.entropies(defender.model, found.settings)
+
+  def function(args, key, images):
+    logits, _ = defender.model.apply(*args[0], images, False)
+    return entropies(args, key, images), logits.argmax(-1)
+
   args = (defender.weights, found.pool)
   batch = _chunk(found, defender)
-  clean = exam.clean(function, args, batch)
+  clean, _ = exam.clean(function, args, batch)
   triggered = None
   if exam.has_attack:
-    triggered = exam.triggered(function, args, batch).outputs
+    seen = exam.triggered(function, args, batch)
+    triggered, labels = seen.outputs
+    hits = labels == seen.targets
   measured, details = {}, {"thresholds": {}}
   for rate, limit in found.thresholds.items():
     name = f"at_{rate:g}"
     details["thresholds"][f"{rate:g}"] = limit
     measured[f"frr_{name}"] = defending.share_of(clean < limit)
     if triggered is not None:
-      measured |= exam.shares(f"far_{name}", triggered >= limit)
+      passed = triggered >= limit
+      measured |= exam.shares(f"far_{name}", passed)
+      # Of the images that pass, not all reach the target.
+      measured |= exam.shares(f"attack_success_rate_{name}", passed & hits)
   if triggered is not None:
     measured["auroc"] = metrics.auroc(triggered, clean)
   samples = {"calibration": found.calibration, "clean": clean}

@@ -15,6 +15,7 @@ from experiments.common.rundir import read_json
 # (title, defence, score), one a column.
 COLUMNS = (
   ("STRIP: FAR at FRR 1%", "strip", "far_at_0.01"),
+  ("STRIP: ASR behind it", "strip", "attack_success_rate_at_0.01"),
   ("STRIP: true FRR", "strip", "frr_at_0.01"),
   ("STRIP: AUROC", "strip", "auroc"),
   ("NC: targets flagged", "neural_cleanse", "detection_rate"),

@@ -40,6 +40,20 @@ def test_a_defense_leaves_everything_behind(fresh):
   assert after == sorted([*before, "defenses"])
 
 
+def test_what_passes_a_guard_that_rejects_nothing_is_the_whole_attack(fresh):
+  place = fresh / "badnets-digits-seeds" / "seed-1"
+  config = _strip(place, frr="1e-30,0.5", eval_images=None)
+  found = defending.run(strip.DEFENSE, config)["measured"]
+  own = json.loads((place / "results.json").read_text())["measured"]
+  assert found["far_at_1e-30"]["mean"] == 1.0
+  for name in ("mean", "n"):
+    assert found["attack_success_rate_at_1e-30"][name] == pytest.approx(
+      own["attack_success_rate"][name]
+    )
+  half = found["attack_success_rate_at_0.5"]["mean"]
+  assert half <= found["far_at_0.5"]["mean"] < 1.0
+
+
 def test_strip_calibrates_on_as_many_images_as_told(fresh):
   place = fresh / "clean-digits"
   counts = [
