@@ -24,7 +24,7 @@ _FIRST = {
   "resnet10": ("stem.kernel", 1),
   "resnet18": ("stem.kernel", 1),
 }
-# Layers that no other model has, nor one that comes before it.
+# A layer of each that none of those below it has.
 _TELLING = {
   "deepid": "conv_4.kernel",
   "airbench": _FIRST["airbench"][0],
