@@ -15,6 +15,7 @@ from bdjax import compiler, evaluation, metrics, plots
 from bdjax.defenses import strip
 from bdjax.errors import UserError
 from experiments import defending
+from experiments.common.defaults import check_choice
 from experiments.defending import Findings, flag
 
 # Gao et al. 2019, tables 2 and 3: N = 100, FRR 1%, the square on MNIST and
@@ -71,11 +72,7 @@ def defend(
     ("unit", ("bits", "nats")),
     ("threshold", ("gaussian", "quantile")),
   ):
-    if getattr(config, name) not in allowed:
-      raise UserError(
-        f"--{name}={getattr(config, name)} is unknown: take "
-        f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-      )
+    check_choice(config, name, allowed)
   order_key, key = jax.random.split(space.key)
   total = len(defender.labels)
   order = jax.random.permutation(order_key, total)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import pathlib
+from typing import Any
 
 import jax
 
@@ -133,13 +134,13 @@ def check(config: Config) -> None:
   Raises:
     UserError: one is unknown or out of range.
   """
-  _choice(config, "model", tuple(MODELS))
-  _choice(config, "stem", ("cifar", "imagenet"))
-  _choice(config, "precision", ("float32", "bfloat16"))
-  _choice(config, "optimizer", ("sgd", "muon", None))
-  _choice(config, "schedule", ("onecycle", "linear", "cosine", "constant"))
-  _choice(config, "augment", augment.NAMES)
-  _choice(config, "benchmark", ("auto", "reuse", "none", None))
+  check_choice(config, "model", tuple(MODELS))
+  check_choice(config, "stem", ("cifar", "imagenet"))
+  check_choice(config, "precision", ("float32", "bfloat16"))
+  check_choice(config, "optimizer", ("sgd", "muon", None))
+  check_choice(config, "schedule", ("onecycle", "linear", "cosine", "constant"))
+  check_choice(config, "augment", augment.NAMES)
+  check_choice(config, "benchmark", ("auto", "reuse", "none", None))
   for name in (
     "epochs",
     "batch_size",
@@ -171,7 +172,17 @@ def check(config: Config) -> None:
     )
 
 
-def _choice(config, name, allowed):
+def check_choice(config: Any, name: str, allowed: tuple) -> None:
+  """Checks a flag that names one of several ways.
+
+  Args:
+    config: a dataclass that has the flag as a field.
+    name: of the flag.
+    allowed: its values; an empty one or None is allowed, and not told.
+
+  Raises:
+    UserError: it has another value.
+  """
   value = getattr(config, name)
   if value not in allowed:
     known = [a for a in allowed if a]

@@ -160,7 +160,7 @@ def test_the_exam_agrees_with_the_runs_own_scores(runs):
     ({"overlays": 500}, r"the defender has \d+ images.*take 1 to \d+"),
     ({"frr": "0.5,1"}, "1 is not between 0 and 1"),
     ({"frr": "x"}, "take shares with commas"),
-    ({"superimpose": "multiply"}, "take additive, clipped or blend"),
+    ({"superimpose": "multiply"}, "take one of additive, clipped, blend"),
     (
       {"threshold": "quantile", "frr": "0.001"},
       "takes 1000 calibration images",
