@@ -67,7 +67,7 @@ def test_proportion_is_wilsons(hits, n):
   assert got[3:] == (n, "labels", "share")
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(
   st.lists(st.floats(-100, 100), min_size=2, max_size=8).filter(
     lambda values: np.std(values) > 1e-3
@@ -145,7 +145,7 @@ def test_auroc_of_samples_apart(shift, area):
   assert metrics.auroc(low, low + shift)[:3] == (area, area, area)
 
 
-@settings(deadline=None)
+@settings(deadline=None, database=None)
 @given(
   st.lists(st.integers(0, 9), min_size=1, max_size=20),
   st.lists(st.integers(0, 9), min_size=1, max_size=20),
