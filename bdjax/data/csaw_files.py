@@ -1,4 +1,4 @@
-"""Which `.h5` files CSAW-HackML-2020 has, and where they are found."""
+"""The `.h5` files of CSAW-HackML-2020, and where a folder has them."""
 
 import itertools
 import os
@@ -38,17 +38,17 @@ FILES = {
   "lab3/bd_test": ("bd/bd_test.h5", "bd_test.h5"),
 }
 # The repository keeps its data in these, below its root.
-_PLACES = ("", "data", "lab3", "lab3/data")
+_SUBFOLDERS = ("", "data", "lab3", "lab3/data")
 
 
 class Network(NamedTuple):
-  """The sets that belong to one of the challenge's networks.
+  """The sets of one of the challenge's networks.
 
   Attributes:
     validation: the defender's clean set, a key of `FILES`.
     test: the clean test set, a key of `FILES`.
     triggered: by the trigger's name, the triggered test set: a key of `FILES`.
-    targets: by the trigger's name, the label that it should bring about.
+    targets: by the trigger's name, the target label.
     triggered_validation: as `triggered`, of validation images; only `lab3`
       has one.
   """
@@ -93,7 +93,7 @@ NETWORKS = {
 def find(
   data_dir: str | os.PathLike, needed: tuple[str, ...] = ()
 ) -> dict[str, pathlib.Path]:
-  """Finds the challenge's files in the user's folder.
+  """Find the challenge's files in the user's folder.
 
   The folder may also be the root of a clone of the challenge's repository,
   whose `data/` and `lab3/data/` are looked into.
@@ -110,30 +110,30 @@ def find(
       to download them and where to put them.
   """
   folder = pathlib.Path(data_dir).expanduser()
-  found = {}
+  paths = {}
   for key, names in FILES.items():
-    for place, name in itertools.product(_PLACES, names):
+    for subfolder, name in itertools.product(_SUBFOLDERS, names):
       # os.path says no where pathlib raises: a forbidden folder, a long name.
-      if os.path.isfile(path := folder / place / name):
-        found.setdefault(key, path)
-  missing = [key for key in needed if key not in found]
-  if missing or not found:
+      if os.path.isfile(path := folder / subfolder / name):
+        paths.setdefault(key, path)
+  missing = [key for key in needed if key not in paths]
+  if missing or not paths:
     keys = missing or list(FILES)
     names = ", ".join(FILES[key][0] for key in keys)
     which = "not there" if missing else "none of these is there"
-    raise UserError(f"{folder}: {which}: {names}: {remedy(keys)}")
-  return found
+    raise UserError(f"{folder}: {which}: {names}: {download_hint(keys)}")
+  return paths
 
 
-def remedy(keys: list[str]) -> str:
-  """Returns the end of an error: from where to download sets, and whereto.
+def download_hint(keys: list[str]) -> str:
+  """Return the end of an error: from where to download sets, and whereto.
 
   Args:
     keys: of `FILES`.
   """
-  of_lab3 = [key.startswith("lab3/") for key in keys]
-  links = [_LAB3 if all(of_lab3) else _CHALLENGE]
-  if any(of_lab3) and not all(of_lab3):
+  is_lab3 = [key.startswith("lab3/") for key in keys]
+  links = [_LAB3 if all(is_lab3) else _CHALLENGE]
+  if any(is_lab3) and not all(is_lab3):
     links.append(f"{_LAB3} (lab3)")
   return (
     f"download them from {' and '.join(links)}, which the README of "

@@ -87,7 +87,7 @@ def test_limit(save, fails):
   np.testing.assert_array_equal(images, csaw.read(path).images[:2])
   assert labels.tolist() == [7, 0]
   assert len(csaw.read(path, 99).images) == 3
-  assert "limit is 0" in fails(csaw.read, path, 0)
+  assert "limit must be at least 1" in fails(csaw.read, path, 0)
   images = csaw.read(save(with_pixel(np.nan)), 2).images  # the third is broken
   np.testing.assert_array_equal(images, np.moveaxis(PIXELS[:2], 1, -1))
 
@@ -111,13 +111,13 @@ def test_memory_stays_near_the_uint8_images(tmp_path):
   assert peak < dataset.images.nbytes + 40_000_000
 
 
-def test_pixel_scale_is_that_of_the_better_accuracy():
-  assert csaw.pixel_scale({1.0: 0.0, 255.0: 0.98}.get) == (
+def test_pixel_max_is_that_of_the_better_accuracy():
+  assert csaw.pixel_max({1.0: 0.0, 255.0: 0.98}.get) == (
     255.0,
     {1.0: 0.0, 255.0: 0.98},
   )
-  assert csaw.pixel_scale({1.0: 0.97, 255.0: 0.6}.get)[0] == 1.0
-  assert csaw.pixel_scale(lambda scale: np.float32(0))[0] == 1.0
+  assert csaw.pixel_max({1.0: 0.97, 255.0: 0.6}.get)[0] == 1.0
+  assert csaw.pixel_max(lambda scale: np.float32(0))[0] == 1.0
 
 
 def test_finds_what_is_there(tmp_path):
