@@ -1,4 +1,4 @@
-"""How programs are compiled: options per backend, and the cache on disk."""
+"""Compilation: options for each backend, and the cache on disk."""
 
 import functools
 import os
@@ -16,10 +16,13 @@ _CPU_OPTIONS = {
 
 @functools.cache
 def options() -> dict[str, str] | None:
-  """Compiler options that speed programs up on the default backend.
+  """Return compiler options that make programs faster on this backend.
 
-  They are probed by compiling a program of one addition: a jaxlib that does
-  not know an option does without.
+  They are tried on a program of one addition, since not every jaxlib knows
+  them.
+
+  Returns:
+    Option -> value; None where the backend has none or jaxlib refuses them.
   """
   if jax.default_backend() != "cpu":
     return None
@@ -32,16 +35,24 @@ def options() -> dict[str, str] | None:
 
 
 def jit(function: Callable, **kwargs) -> Callable:
-  """`jax.jit` with this backend's compiler options."""
+  """Compile a function with this backend's options.
+
+  Args:
+    function: as for `jax.jit`.
+    **kwargs: of `jax.jit`.
+
+  Returns:
+    The compiled function.
+  """
   return jax.jit(function, compiler_options=options(), **kwargs)
 
 
 def enable_cache(directory: str | os.PathLike | None = None) -> None:
-  """Keeps compiled programs on disk, so that a second start is quick.
+  """Keep compiled programs on disk, so that the next start is fast.
 
   Args:
-    directory: default `$XDG_CACHE_HOME/bdjax/xla` (`~/.cache/bdjax/xla`).
-      `JAX_COMPILATION_CACHE_DIR` in the environment wins over the default.
+    directory: of the cache; None for `$JAX_COMPILATION_CACHE_DIR` where that
+      is set, else `$XDG_CACHE_HOME/bdjax/xla` (`~/.cache/bdjax/xla`).
   """
   if directory is None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -13,7 +13,7 @@ def test_jit_computes_the_same():
   assert jnp.allclose(compiler.jit(f)(x), f(x))
 
 
-def test_an_unknown_option_is_done_without(monkeypatch):
+def test_an_unknown_option_is_left_out(monkeypatch):
   monkeypatch.setattr(compiler, "_CPU_OPTIONS", {"xla_no_such_option": "1"})
   compiler.options.cache_clear()
   try:
@@ -42,7 +42,16 @@ def test_cache_is_written_where_the_user_keeps_caches(monkeypatch, tmp_path):
       jax.config.update(name, value)
 
 
-def test_the_environments_cache_wins(monkeypatch):
+def test_an_accelerator_has_no_options(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  compiler.options.cache_clear()
+  try:
+    assert compiler.options() is None
+  finally:
+    compiler.options.cache_clear()
+
+
+def test_the_cache_of_the_environment_is_kept(monkeypatch):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
   before = jax.config.jax_compilation_cache_dir
   compiler.enable_cache()

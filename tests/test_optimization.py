@@ -20,19 +20,36 @@ def _step(optimizer, params, gradients):
     return optax.apply_updates(params, updates)
 
 
-def test_schedules():
-  peak = optimization.schedule("onecycle", 0.4, 100)
-  assert float(peak(0)) == pytest.approx(0.02)
-  assert float(peak(25)) == pytest.approx(0.4)
-  assert float(peak(100)) == pytest.approx(0.0, abs=1e-7)
-  fall = optimization.schedule("linear", 0.4, 100)
-  assert [float(fall(s)) for s in (0, 50, 100)] == pytest.approx([0.4, 0.2, 0])
-  cosine = optimization.schedule("cosine", 0.4, 100)
-  assert float(cosine(50)) == pytest.approx(0.2)
-  constant = optimization.schedule("constant", 0.4, 100)
-  assert float(constant(99)) == pytest.approx(0.4)
-  with pytest.raises(ValueError, match="exponential"):
+@pytest.mark.parametrize(
+  "name, expected",
+  [
+    ("onecycle", {0: 0.02, 25: 0.4, 100: 0.0}),
+    ("linear", {0: 0.4, 50: 0.2, 100: 0.0}),
+    ("cosine", {0: 0.4, 50: 0.2, 100: 0.0}),
+    ("constant", {0: 0.4, 99: 0.4}),
+  ],
+)
+def test_schedules_by_hand(name, expected):
+  rate = optimization.schedule(name, 0.4, 100)
+  for step, value in expected.items():
+    assert float(rate(step)) == pytest.approx(value, abs=1e-7)
+
+
+def test_every_schedule_of_one_step_is_finite():
+  for name in optimization.SCHEDULES:
+    rate = float(optimization.schedule(name, 0.4, 1)(0))
+    assert 0.0 < rate < 0.41
+  with pytest.raises(ValueError, match=r"one of .*cosine.* \(got exponential"):
     optimization.schedule("exponential", 0.4, 100)
+
+
+def test_sgd_decays_kernels_and_not_vectors():
+  params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+  gradients = {"kernel": jnp.zeros((3, 2)), "bias": jnp.full(2, 0.2)}
+  after = _step(optimization.sgd(0.5, 0.9, 0.1), params, gradients)
+  # Nesterov's first step is 1 + 0.9 gradients.
+  np.testing.assert_allclose(after["kernel"], 1 - 0.5 * 1.9 * 0.1, rtol=1e-6)
+  np.testing.assert_allclose(after["bias"], 1 - 0.5 * 1.9 * 0.2, rtol=1e-6)
 
 
 def test_muon_turns_each_filter_by_the_learning_rate():
