@@ -1,8 +1,10 @@
-"""A small network for CIFAR-10, made to be trained fast (Jordan 2024).
+"""AirBench, a small network for CIFAR-10 that trains fast.
 
-94% on CIFAR-10 in 3.29 Seconds on a Single GPU, section 3: a frozen whitening
-layer, three groups of two convolutions, batch normalisation without scale,
-GELU, and a linear head whose output is scaled down.
+A frozen whitening layer, three groups of two convolutions, batch normalisation
+without scale, GELU, and a linear head whose output is scaled down.
+
+References:
+  Jordan, 2024, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, section 3.
 """
 
 import functools
@@ -12,16 +14,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Classifier, Normalize, Tap
+from bdjax.models.base import Norm, Structure, Tap
+from bdjax.models.classifier import Classifier, Normalize
+from bdjax.models.spec import ModelSpec
 
-SMALLEST_SIDE = 9  # pixels; of less the third pooling leaves nothing
+SMALLEST_SIDE = 9  # pixels; with fewer the third pooling leaves nothing
 _LOGIT_SCALE = 1 / 9
 
 
 def _kernel_init(key, shape, dtype):
-  """PyTorch's default, but the first filters pass their input on.
+  """Draw PyTorch's default, and makes the first filters the identity.
 
-  Identity initialization, section 3.
+  Section 3, Identity initialization.
   """
   fan_in = shape[0] * shape[1] * shape[2]
   limit = fan_in**-0.5
@@ -35,10 +39,10 @@ def _kernel_init(key, shape, dtype):
 class Whitening(nnx.Module):
   """2x2 convolution whose filters whiten the patches of the training images.
 
-  Twice as many filters as a patch has numbers: the eigenvectors of the
-  patches' covariance, each over the root of its eigenvalue and 5e-4, and their
-  negatives (section 3, Frozen patch-whitening initialization). The kernel is a
-  statistic of the data, not a parameter: training leaves it as it is.
+  It has twice as many filters as a patch has values: the eigenvectors of the
+  patches' covariance, each divided by the root of its eigenvalue plus 5e-4, and
+  their negatives (section 3, Frozen patch-whitening initialization). The kernel
+  is a statistic of the data, not a parameter: training does not change it.
   """
 
   def __init__(self, channels, dtype):
@@ -48,13 +52,13 @@ class Whitening(nnx.Module):
     self.kernel = nnx.BatchStat(self._filters(identity, jnp.ones(self.size)))
 
   def _filters(self, vectors, values):
-    """From eigenvectors [P,P] (columns) and eigenvalues [P]: [2,2,C,2P]."""
+    """Make filters [2,2,C,2P] of eigenvectors [P,P] (columns) and values."""
     scaled = vectors / jnp.sqrt(values + 5e-4)[None, :]
     both = jnp.concatenate([scaled, -scaled], 1)
     return both.reshape(2, 2, self.size // 4, 2 * self.size)
 
   def fit(self, images):
-    """Takes the filters from normalised images f32 [N,H,W,C]."""
+    """Fit the filters to normalised images f32 [N,H,W,C]."""
     views = [
       images[:, i : images.shape[1] - 1 + i, j : images.shape[2] - 1 + j]
       for i in (0, 1)
@@ -66,7 +70,7 @@ class Whitening(nnx.Module):
     self.kernel[...] = self._filters(vectors, values)
 
   def __call__(self, x):
-    """Maps [B,H,W,C] to [B,H-1,W-1,8C]."""
+    """Map [B,H,W,C] to [B,H-1,W-1,8C]."""
     return conv.conv(
       x.astype(self.dtype),
       self.kernel[...].astype(self.dtype),
@@ -104,7 +108,7 @@ class Group(nnx.Module):
     self.norm_2 = norm()
 
   def __call__(self, x, train, tap, name):
-    """Maps [B,H,W,fan_in] to [B,H//2,W//2,fan_out]."""
+    """Map [B,H,W,fan_in] to [B,H//2,W//2,fan_out]."""
     average = not train
     x = conv.max_pool(self.conv_1(x))
     x = nnx.gelu(self.norm_1(x, use_running_average=average))
@@ -122,7 +126,7 @@ class AirBench(Classifier):
   Flax's own.
   """
 
-  entry = ("logits",)
+  head_inputs = ("logits",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
@@ -139,20 +143,38 @@ class AirBench(Classifier):
     )
 
   def prepare(self, images: jax.Array) -> None:
-    """Fits the whitening to training images f32 [N,H,W,C] in [0,1]."""
+    """Fit the whitening to training images f32 [N,H,W,C] in [0,1]."""
     self.stem.fit(self.normalize(images))
 
   def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
-    """The last convolution's output, [B,H//8,W//8,4*width]."""
+    """Compute the last convolution's output, [B,H//8,W//8,4*width]."""
     x = tap("stem", nnx.gelu(self.stem(self.normalize(images))))
     for i, group in enumerate(self.groups):
       x = group(x, train, tap, f"groups.{i}")
     return x
 
-  def enter(self, x: jax.Array) -> jax.Array:
-    """The linear layer's sums [B,K] of features."""
+  def head_linear(self, x: jax.Array) -> jax.Array:
+    """Compute the linear layer's sums [B,K] of features."""
     return self.logits(x.max((1, 2)))
 
-  def leave(self, sums: jax.Array) -> jax.Array:
-    """Logits [B,K] of the linear layer's sums."""
+  def head_rest(self, sums: jax.Array) -> jax.Array:
+    """Scale the linear layer's sums to logits [B,K]."""
     return _LOGIT_SCALE * sums
+
+  def structure(self) -> Structure:
+    """Return the groups as stages; GELU leaves no bias that silences."""
+    norms = tuple(
+      Norm.at(("groups", i, f"norm_{n}"), ("groups", i, f"conv_{n}"))
+      for i in range(len(self.groups))
+      for n in (1, 2)
+    )
+    stages = tuple(f"groups.{i}.conv_2" for i in range(len(self.groups)))
+    return Structure(stages, norms)
+
+
+SPEC = ModelSpec(
+  AirBench,
+  smallest_side=SMALLEST_SIDE,
+  kernel="groups.0.conv_1.kernel",
+  has=("groups.0.conv_1.kernel",),
+)

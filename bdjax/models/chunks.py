@@ -1,4 +1,4 @@
-"""Batches cut into chunks, so that what is made of one stays in the cache."""
+"""Batches cut into chunks whose intermediate results stay in the cache."""
 
 from collections.abc import Sequence
 
@@ -6,30 +6,30 @@ import jax
 import jax.numpy as jnp
 
 
-def cut(arrays: Sequence[jax.Array], most: int) -> list[jax.Array]:
-  """Cuts batches into chunks of one size, for `lax.map` and `lax.scan`.
+def cut(arrays: Sequence[jax.Array], max_size: int) -> list[jax.Array]:
+  """Cut batches into chunks of one size, for `lax.map` and `lax.scan`.
 
-  The size divides the batch if one does that is near to `most`: else zeros
+  The size divides the batch if a divisor is near to `max_size`; else zeros
   fill up the last chunk, which costs a copy of the whole.
 
   Args:
     arrays: any number, each [N,...].
-    most: entries of a chunk; less than 1 means 1.
+    max_size: most entries of a chunk; less than 1 means 1.
 
   Returns:
-    Each as [chunks,size,...], size <= most.
+    Each as [chunks,size,...], size <= max_size.
   """
   n = arrays[0].shape[0]
-  most = max(1, min(most, n))
-  size = max(d for d in range(1, most + 1) if n % d == 0)
-  if 2 * size <= most:
-    chunks = -(-n // most)
+  max_size = max(1, min(max_size, n))
+  size = max(d for d in range(1, max_size + 1) if n % d == 0)
+  if 2 * size <= max_size:
+    chunks = -(-n // max_size)
     size = -(-n // chunks)
   return [_fill(x, -n % size).reshape(-1, size, *x.shape[1:]) for x in arrays]
 
 
 def join(chunks: jax.Array, n: int) -> jax.Array:
-  """[chunks,size,...] to the [n,...] that it was cut from, without zeros."""
+  """Join [chunks,size,...] to the [n,...] that it was cut from."""
   return chunks.reshape(-1, *chunks.shape[2:])[:n]
 
 

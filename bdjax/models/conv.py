@@ -1,11 +1,11 @@
-"""The convolution and the 2x2 max pool that are fast on the backend at hand.
+"""A convolution and a 2x2 max pooling that are fast on the backend in use.
 
 XLA:CPU sends a convolution to its fast kernel only in the layout NHWC x HWIO
 -> NHWC. The gradients that JAX derives ask for other layouts; outside loops a
 compiler pass rewrites them, inside `lax.scan` it does not, and a training
 step is 50 times slower there (jax issue 12868). So on CPU the gradients are
 written out here, in the canonical layout, and convolutions of very few and of
-many channels go ways of their own. Other backends use `lax` as it is.
+many channels have algorithms of their own. Other backends use `lax`.
 """
 
 import functools
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bdjax.models import chunks, narrow, winograd
+from bdjax.models import chunks, conv_few_channels, winograd
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
-_CHUNK_BYTES = 4 << 20  # of images whose gradient by the kernel is summed
+_CHUNK_BYTES = 4 << 20  # of images whose gradients are summed
 
 
 def _lax_conv(x, kernel, strides, padding, dilation=(1, 1)):
@@ -32,17 +32,25 @@ def _lax_conv(x, kernel, strides, padding, dilation=(1, 1)):
 
 
 def _fast_conv(x, kernel, strides, padding):
-  """The same by the way that is fastest on CPU."""
-  if narrow.fits(kernel, strides, padding) and narrow.pays(kernel):
-    return narrow.convolve(x, kernel, padding)
-  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
+  """Convolve by the algorithm that is fastest on CPU."""
+  if conv_few_channels.supports(
+    kernel, strides, padding
+  ) and conv_few_channels.is_faster(kernel):
+    return conv_few_channels.convolve(x, kernel, padding)
+  if _by_winograd(x, kernel, strides, padding):
     return winograd.convolve(x, kernel, padding)
   return _lax_conv(x, kernel, strides, padding)
 
 
+def _by_winograd(x, kernel, strides, padding):
+  return winograd.supports(x, kernel, strides, padding) and winograd.is_faster(
+    x, kernel
+  )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def canonical_conv(x, kernel, strides, padding):
-  """A 2-D convolution whose gradients are canonical convolutions too.
+  """Convolve in 2-D, with gradients that are canonical convolutions too.
 
   Equals `lax.conv_general_dilated` in value and in gradient up to rounding.
 
@@ -64,22 +72,22 @@ def _forward(x, kernel, strides, padding):
 
 def _backward(strides, padding, residuals, g):
   x, kernel = residuals
-  if narrow.fits(kernel, strides, padding):
-    dx = narrow.input_gradient(g, kernel, padding)
+  if conv_few_channels.supports(kernel, strides, padding):
+    dx = conv_few_channels.input_gradient(g, kernel, padding)
   else:
     dx = _input_gradient(g, kernel, strides, padding, x.shape[1:3])
-  if winograd.fits(x, kernel, strides, padding) and winograd.pays(x, kernel):
+  if _by_winograd(x, kernel, strides, padding):
     return dx, winograd.kernel_gradient(x, g, padding)
   return dx, _kernel_gradient(x, g, strides, padding, kernel.shape[:2])
 
 
 def _input_gradient(g, kernel, strides, padding, sizes):
-  """The gradient by an input of `sizes` rows and columns.
+  """Compute the gradient with respect to an input of `sizes` rows, columns.
 
-  Row r of the input takes part in output o by row i of the kernel where
-  o stride + i - low = r. So rows with one remainder by the stride see only
-  every stride-th row of the kernel: for each of these phases a convolution of
-  stride 1, in place of one over a gradient that is mostly zeros.
+  Row r of the input contributes to output o by row i of the kernel where
+  o stride + i - low = r. So rows with the same remainder by the stride meet
+  only every stride-th row of the kernel: for each of these phases a convolution
+  of stride 1, in place of one over a gradient that is mostly zeros.
   """
   rows, columns = (
     _phases(sizes[i], kernel.shape[i], g.shape[1 + i], strides[i], padding[i])
@@ -98,25 +106,25 @@ def _input_gradient(g, kernel, strides, padding, sizes):
 
 
 def _phases(size, window, out, stride, padding):
-  """For each remainder: the kernel's first row, and the gradient's padding."""
+  """Return the kernel's first row and the gradient's padding, by remainder."""
   count = -(-size // stride)
-  found = []
+  phases = []
   for remainder in range(stride):
     skipped, first = divmod(remainder + padding[0], stride)
     taps = len(range(first, window, stride))
-    found.append((first, (taps - 1 - skipped, count + skipped - out)))
-  return found
+    phases.append((first, (taps - 1 - skipped, count + skipped - out)))
+  return phases
 
 
 def _phase(g, kernel, strides, row, column):
-  """Every stride-th row and column of the gradient by the input."""
+  """Compute every stride-th row and column of the input's gradient."""
   (first_row, rows), (first_column, columns) = row, column
   part = kernel[first_row :: strides[0], first_column :: strides[1]]
   part, pads = part[::-1, ::-1].transpose(0, 1, 3, 2), (rows, columns)
   if not part.size:
     sizes = [g.shape[1 + i] + sum(pads[i]) - part.shape[i] + 1 for i in (0, 1)]
     return jnp.zeros((g.shape[0], *sizes, kernel.shape[2]), g.dtype)
-  # What reaches beyond the gradient is cut off first: jaxlib 0.10.2 computes
+  # Rows beyond the gradient are cut off first: jaxlib 0.10.2 computes
   # some convolutions with negative padding wrongly on CPU.
   cut = [(min(0, low), min(0, high), 0) for low, high in pads]
   g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *cut, (0, 0, 0)))
@@ -125,11 +133,11 @@ def _phase(g, kernel, strides, row, column):
 
 
 def _kernel_gradient(x, g, strides, padding, window):
-  """The gradient by a kernel of `window` rows and columns.
+  """Compute the gradient with respect to a kernel of `window` rows, columns.
 
-  The batch takes the part of the channels, [C,H,W,B] * [H',W',B -> K]. Some
-  images at a time: turned around all at once, they are far out of the cache,
-  and the compiler would compute anew, out of order, what led to them.
+  The batch has the role of the channels, [C,H,W,B] * [H',W',B -> K]. A chunk
+  of images at a time: transposed all at once, they do not fit the cache, and
+  the compiler would recompute their producers out of order.
   """
   if window == (1, 1) and not any(map(any, padding)):
     x = x[:, :: strides[0], :: strides[1]]
@@ -140,17 +148,17 @@ def _kernel_gradient(x, g, strides, padding, window):
     reach = (g.shape[1 + i] - 1) * strides[i] + window[i]
     pads.append((low, reach - x.shape[1 + i] - low))
 
-  def add_some(total, some):
-    x, g = some
+  def add_chunk(total, chunk):
+    x, g = chunk
     dk = _lax_conv(
       x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), pads, strides
     )
     return total + dk, None
 
   image = max(x[0].size, g[0].size) * x.dtype.itemsize
-  some = chunks.cut([x, g], _CHUNK_BYTES // image)
+  parts = chunks.cut([x, g], _CHUNK_BYTES // image)
   zero = jnp.zeros((x.shape[3], *window, g.shape[3]), x.dtype)
-  total, _ = lax.scan(add_some, zero, some)
+  total, _ = lax.scan(add_chunk, zero, parts)
   return total.transpose(1, 2, 0, 3)
 
 
@@ -158,10 +166,10 @@ canonical_conv.defvjp(_forward, _backward)
 
 
 def conv(lhs, rhs, window_strides, padding, **kwargs):
-  """`lax.conv_general_dilated`, fast on this backend; for `nnx.Conv`.
+  """Compute `lax.conv_general_dilated`, fast on this backend; for `nnx.Conv`.
 
-  Takes and returns what `lax.conv_general_dilated` does. Cases that the
-  models here do not use (groups, dilation, other layouts) go to `lax`.
+  Arguments and result are those of `lax.conv_general_dilated`. Cases that the
+  models here do not use (groups, dilation, other layouts) are left to `lax`.
   """
   if jax.default_backend() != "cpu" or not _is_plain(lhs, rhs, **kwargs):
     return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
@@ -181,7 +189,7 @@ def _is_plain(
   dimension_numbers=None,
   **kwargs,
 ):
-  """Whether `canonical_conv` computes what these arguments ask for."""
+  """Return whether `canonical_conv` computes the same."""
   if lhs.ndim != 4 or dimension_numbers is None:
     return False
   shapes = lhs.shape, rhs.shape
@@ -196,13 +204,14 @@ def _is_plain(
 
 
 def max_pool(x):
-  """2x2 max pooling with stride 2; an odd last row or column is dropped.
+  """Pool 2x2 windows by their maximum; drop an odd last row or column.
 
   The gradient goes to the first largest value of each window, as in `lax`,
   but elementwise: the scatter that `lax` derives is most of a small CNN's
-  step on CPU. Which value that is, is decided once, by a tournament: compared
-  with the largest, a value that the compiler computes anew for the comparison
-  may differ in its last bit, and the gradient would be lost.
+  step on CPU. The position of that value is decided once, by a tournament: if
+  values were compared with the largest afterwards, one that the compiler
+  recomputes for the comparison might differ in its last bit, and the gradient
+  would be lost.
 
   Args:
     x: float [B,H,W,C].
@@ -225,7 +234,7 @@ def _max_pool(x):
 
 
 def _pool_forward(x):
-  """Also the number, 0 to 3, of each window's first largest value: int8."""
+  """Also returns the number, 0 to 3, of each window's first maximum: int8."""
   windows = _windows(x)
   best = windows[:, :, 0, :, 0]
   winner = jnp.zeros(best.shape, jnp.int8)

@@ -8,7 +8,7 @@ from bdjax.models.base import Generator, generator_from_module
 
 
 class TriggerMLP(nnx.Module):
-  """Noise, and for cBaN the one-hot target label, to a square patch.
+  """A network from noise, and for cBaN a one-hot target label, to a patch.
 
   The released cBaN code embeds 100 noise values and the label in 64 units
   each, then 128, 128 and 5*5*3 = 75 outputs with a sigmoid. This is that
@@ -34,7 +34,7 @@ class TriggerMLP(nnx.Module):
     self.patch = nnx.Linear(2 * width, size * size * channels, rngs=rngs)
 
   def __call__(self, noise: jax.Array, condition: jax.Array | None):
-    """Patches float32 [B,s,s,C] in (0,1)."""
+    """Compute patches float32 [B,s,s,C] in (0,1)."""
     # Centred, so that the first layer does not start with a common offset.
     x = nnx.relu(self.noise(2.0 * noise - 1.0))
     if self.conditional:
@@ -50,7 +50,7 @@ class TriggerMLP(nnx.Module):
 def trigger_mlp(
   *, noise_dim: int, num_labels: int, size: int, channels: int, width: int
 ) -> Generator:
-  """A `Generator` of `size` x `size` patches.
+  """Make a `Generator` of `size` x `size` patches.
 
   Args:
     noise_dim: length of the noise vector, at least 1.

@@ -1,4 +1,8 @@
-"""ResNet-18 (He et al. 2016) for small images, and a smaller one."""
+"""ResNet-18 for small images, and a smaller one.
+
+References:
+  He, Zhang, Ren and Sun, 2016, Deep Residual Learning for Image Recognition.
+"""
 
 import functools
 
@@ -7,7 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Classifier, Normalize, Tap
+from bdjax.models.base import Norm, Structure, Tap
+from bdjax.models.classifier import Classifier, Normalize
+from bdjax.models.spec import ModelSpec
 
 
 def _conv(fan_in, fan_out, window, stride, *, dtype, rngs):
@@ -43,7 +49,7 @@ class Block(nnx.Module):
       self.shortcut_norm = norm()
 
   def __call__(self, x, train, tap, name):
-    """Maps [B,H,W,fan_in] to [B,H/stride,W/stride,fan_out]."""
+    """Map [B,H,W,fan_in] to [B,H/stride,W/stride,fan_out]."""
     average = not train
     y = nnx.relu(self.norm_1(self.conv_1(x), use_running_average=average))
     y = tap(f"{name}.conv_1", y)
@@ -51,6 +57,11 @@ class Block(nnx.Module):
     if self.projects:
       x = self.shortcut_norm(self.shortcut(x), use_running_average=average)
     return tap(name, nnx.relu(x + y))
+
+  def norms(self) -> list[tuple[str, str]]:
+    """List the normalisation layers, each with its convolution."""
+    names = [("norm_1", "conv_1"), ("norm_2", "conv_2")]
+    return names + [("shortcut_norm", "shortcut")] * self.projects
 
 
 class ResNet18(Classifier):
@@ -61,7 +72,7 @@ class ResNet18(Classifier):
   pool; 11,181,642.
   """
 
-  entry = ("logits",)
+  head_inputs = ("logits",)
   blocks_per_stage = 2
 
   def __init__(
@@ -85,7 +96,7 @@ class ResNet18(Classifier):
     self.logits = nnx.Linear(fan_in, num_classes, dtype=dtype, rngs=rngs)
 
   def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
-    """The last block's output, [B,H/8,W/8,8*width]."""
+    """Compute the last block's output, [B,H/8,W/8,8*width]."""
     x = self.stem(self.normalize(images))
     x = nnx.relu(self.stem_norm(x, use_running_average=not train))
     if self.pool:
@@ -95,13 +106,26 @@ class ResNet18(Classifier):
       x = block(x, train, tap, f"blocks.{i}")
     return x
 
-  def enter(self, x: jax.Array) -> jax.Array:
-    """Features to logits [B,K]: all of the head is linear."""
+  def head_linear(self, x: jax.Array) -> jax.Array:
+    """Compute logits [B,K] of features: all of the head is linear."""
     return self.logits(x.mean((1, 2), dtype=jnp.float32))
 
-  def leave(self, x: jax.Array) -> jax.Array:
-    """Logits as they are."""
+  def head_rest(self, x: jax.Array) -> jax.Array:
+    """Return the logits unchanged."""
     return x
+
+  def structure(self) -> Structure:
+    """Return the four stages, without the stem."""
+    norms = [Norm.at(("stem_norm",), ("stem",))]
+    biases = {"stem": ("stem_norm", "bias")}
+    for i, block in enumerate(self.blocks):
+      for norm, convolution in block.norms():
+        norms.append(Norm.at(("blocks", i, norm), ("blocks", i, convolution)))
+      biases[f"blocks.{i}.conv_1"] = ("blocks", i, "norm_1", "bias")
+      biases[f"blocks.{i}"] = ("blocks", i, "norm_2", "bias")
+    last = range(self.blocks_per_stage - 1, len(self.blocks))
+    stages = tuple(f"blocks.{i}" for i in last[:: self.blocks_per_stage])
+    return Structure(stages, tuple(norms), biases)
 
 
 class ResNet10(ResNet18):
@@ -112,3 +136,17 @@ class ResNet10(ResNet18):
   """
 
   blocks_per_stage = 1
+
+
+_OPTIONS = ("width", "stem")
+_LAST_BLOCK = "blocks.7.conv_1.kernel"  # of ResNet-18
+RESNET10 = ModelSpec(
+  ResNet10,
+  _OPTIONS,
+  kernel="stem.kernel",
+  has=("blocks.3.conv_1.kernel",),
+  lacks=(_LAST_BLOCK,),
+)
+RESNET18 = ModelSpec(
+  ResNet18, _OPTIONS, kernel="stem.kernel", has=(_LAST_BLOCK,)
+)

@@ -4,17 +4,23 @@ import jax
 from flax import nnx
 
 from bdjax.models import conv
-from bdjax.models.base import Classifier, Normalize, Tap
+from bdjax.models.base import Norm, Structure, Tap
+from bdjax.models.classifier import Classifier, Normalize
+from bdjax.models.spec import ModelSpec
 
 
 class MiniVGG(Classifier):
   """Six 3x3 convolutions in three pooled pairs, then 512 hidden units.
 
   With width 64: 64-64, 128-128, 256-256 filters, batch normalisation after
-  each convolution (Simonyan and Zisserman, 2015, cut down).
+  each convolution.
+
+  References:
+    Simonyan and Zisserman, 2015, Very Deep Convolutional Networks for
+    Large-Scale Image Recognition; cut down.
   """
 
-  entry = ("hidden",)
+  head_inputs = ("hidden",)
 
   def __init__(
     self, *, image_shape, num_classes, mean, std, dtype, width, rngs
@@ -43,7 +49,7 @@ class MiniVGG(Classifier):
     self.logits = nnx.Linear(8 * width, num_classes, dtype=dtype, rngs=rngs)
 
   def features(self, images: jax.Array, train: bool, tap: Tap) -> jax.Array:
-    """The sixth convolution, pooled: [B,H//8,W//8,4*width]."""
+    """Compute the sixth convolution, pooled: [B,H//8,W//8,4*width]."""
     x = self.normalize(images)
     for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
       x = nnx.relu(norm(layer(x), use_running_average=not train))
@@ -52,10 +58,20 @@ class MiniVGG(Classifier):
       x = tap(f"convs.{i}", x)
     return x
 
-  def enter(self, x: jax.Array) -> jax.Array:
-    """Features to the hidden units, before they are rectified."""
+  def head_linear(self, x: jax.Array) -> jax.Array:
+    """Compute the hidden units of features, before ReLU."""
     return self.hidden(x.reshape(x.shape[0], -1))
 
-  def leave(self, x: jax.Array) -> jax.Array:
-    """Hidden units to logits [B,K]."""
+  def head_rest(self, x: jax.Array) -> jax.Array:
+    """Compute logits [B,K] of the hidden units."""
     return self.logits(nnx.relu(x))
+
+  def structure(self) -> Structure:
+    """Return the three pairs as stages."""
+    layers = range(len(self.convs))
+    norms = tuple(Norm.at(("norms", i), ("convs", i)) for i in layers)
+    biases = {f"convs.{i}": ("norms", i, "bias") for i in layers}
+    return Structure(tuple(list(biases)[1::2]), norms, biases)
+
+
+SPEC = ModelSpec(MiniVGG, kernel="convs.0.kernel")

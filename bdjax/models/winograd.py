@@ -1,14 +1,16 @@
-"""3x3 convolutions by Winograd's minimal filtering (Lavin and Gray 2016).
+"""3x3 convolutions by Winograd's minimal filtering, F(4x4, 3x3).
 
-Fast Algorithms for Convolutional Neural Networks, F(4x4, 3x3): a tile of 4x4
-outputs takes 36 products in place of 144,
+A tile of 4x4 outputs needs 36 products in place of 144,
 
   Y = A^T ((G g G^T) * (B^T d B)) A,
 
-with the kernel g, the 6x6 input tile d and the product by elements, summed
-over the input's channels: 36 matrix products, each tiles x C by C x K. They
-are what a CPU does best, where a direct convolution is far from its ceiling.
+with the kernel g, the 6x6 input tile d and the elementwise product, summed
+over the input's channels: 36 matrix products, each tiles x C by C x K. A CPU
+computes these near its peak, and a direct convolution far from it.
 Float32 only: the transforms cost about two decimal digits.
+
+References:
+  Lavin and Gray, 2016, Fast Algorithms for Convolutional Neural Networks.
 """
 
 import functools
@@ -50,9 +52,9 @@ _OUTPUT = np.array(  # A^T
     [0, 1, -1, 8, -8, 1],
   ]
 )
-# Tiles at a time: what is between the transforms stays in the cache, while one
-# of the 36 products is large enough to be shared by the cores (XLA:CPU gives
-# less than some 3e6 multiplications to one).
+# Tiles at a time: the arrays between the transforms stay in the cache, while
+# each of the 36 products is large enough to be shared by the cores (XLA:CPU
+# gives less than some 3e6 multiplications to one).
 _TILES = 320
 _MULTIPLICATIONS = 5 << 20
 
@@ -60,18 +62,18 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _combine(matrix, parts):
-  """Rows of a small constant matrix times a list of arrays, zeros left out."""
-  out = []
+  """Multiply a small constant matrix by a list of arrays; skips zeros."""
+  rows = []
   for row in matrix.tolist():
     terms = [c * x for c, x in zip(row, parts, strict=True) if c]
-    out.append(functools.reduce(jnp.add, terms))
-  # A barrier: fused with the next transform, this one would be done anew for
+    rows.append(functools.reduce(jnp.add, terms))
+  # A barrier: fused with the next transform, this one would be recomputed for
   # each of its terms.
-  return lax.optimization_barrier(jnp.stack(out))
+  return lax.optimization_barrier(jnp.stack(rows))
 
 
 def _input_tiles(x, nh, nw):
-  """[N,4nh+2,4nw+2,C] -> B^T d B of every tile, [36,N*nh*nw,C]."""
+  """Map [N,4nh+2,4nw+2,C] to B^T d B of every tile, [36,N*nh*nw,C]."""
   rows = [x[:, i : i + _M * (nh - 1) + 1 : _M] for i in range(_T)]
   rows = _combine(_INPUT, rows)  # [6,N,nh,4nw+2,C]
   cols = [rows[:, :, :, j : j + _M * (nw - 1) + 1 : _M] for j in range(_T)]
@@ -79,7 +81,7 @@ def _input_tiles(x, nh, nw):
 
 
 def _output(products, n, nh, nw):
-  """A^T m A of every tile, put together: [36,N*nh*nw,K] -> [N,4nh,4nw,K]."""
+  """Join A^T m A of every tile: [36,N*nh*nw,K] to [N,4nh,4nw,K]."""
   m = products.reshape(_T, _T, n, nh, nw, -1)  # the column first
   cols = _combine(_OUTPUT, list(m))  # [4,6,N,nh,nw,K]
   y = _combine(_OUTPUT, [cols[:, i] for i in range(_T)])  # [4,4,N,nh,nw,K]
@@ -87,7 +89,7 @@ def _output(products, n, nh, nw):
 
 
 def _gradient_tiles(g):
-  """The transpose of `_output`: [N,4nh,4nw,K] -> A g A^T, [36,N*nh*nw,K]."""
+  """Transpose `_output`: [N,4nh,4nw,K] to A g A^T, [36,N*nh*nw,K]."""
   n, height, width, k = g.shape
   g = g.reshape(n, height // _M, _M, width // _M, _M, k)
   rows = _combine(_OUTPUT.T, [g[:, :, i] for i in range(_M)])
@@ -96,14 +98,14 @@ def _gradient_tiles(g):
 
 
 def _transform_kernel(kernel):
-  """G g G^T of every pair of channels: [3,3,C,K] -> [36,C,K]."""
+  """Map [3,3,C,K] to G g G^T of every pair of channels, [36,C,K]."""
   rows = _combine(_KERNEL, list(kernel))  # [6,3,C,K]
   cols = _combine(_KERNEL, [rows[:, j] for j in range(3)])
   return cols.reshape(_T * _T, *kernel.shape[2:])
 
 
 def _kernel_gradient(products):
-  """The transpose of `_transform_kernel`: [36,C,K] -> [3,3,C,K]."""
+  """Transpose `_transform_kernel`: [36,C,K] to [3,3,C,K]."""
   u = products.reshape(_T, _T, *products.shape[1:])
   cols = _combine(_KERNEL.T, list(u))  # [3 (column),6,C,K]
   return _combine(_KERNEL.T, [cols[:, i] for i in range(_T)])
@@ -114,7 +116,7 @@ def _out_size(size, pads):
 
 
 def _tiles(sizes, padding):
-  """Numbers of tiles in both directions, and the padding that fills them."""
+  """Return the tiles in both directions, and the padding that fills them."""
   counts = [
     -(-_out_size(size, pads) // _M)
     for size, pads in zip(sizes, padding, strict=True)
@@ -126,14 +128,14 @@ def _tiles(sizes, padding):
   return *counts, ((0, 0), *pads, (0, 0))
 
 
-def _images_at_once(tiles, channels, filters):
+def _images_per_chunk(tiles, channels, filters):
   return max(_TILES, _MULTIPLICATIONS // (channels * filters)) // tiles
 
 
-def fits(
+def supports(
   x: jax.Array, kernel: jax.Array, strides: tuple, padding: Padding
 ) -> bool:
-  """Whether this file has that convolution.
+  """Return whether `convolve` and `kernel_gradient` apply.
 
   Args:
     x: [N,H,W,C].
@@ -149,12 +151,12 @@ def fits(
   )
 
 
-def pays(x: jax.Array, kernel: jax.Array) -> bool:
-  """Whether Winograd's way is faster than a direct convolution on CPU.
+def is_faster(x: jax.Array, kernel: jax.Array) -> bool:
+  """Return whether `convolve` is faster than a direct convolution on CPU.
 
-  Measured (`python -m benchmarks.convolution`): with fewer channels the
-  transforms cost what the products save, with few tiles it is the kernel's
-  transform.
+  Measured by `python -m benchmarks.convolution`: with fewer channels the
+  transforms cost what the products save, with few tiles the kernel's transform
+  does.
 
   Args:
     x: [N,H,W,C].
@@ -165,7 +167,7 @@ def pays(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-  """A 3x3 convolution of stride 1, in value only (`conv.conv` has gradients).
+  """Convolve by 3x3 with stride 1, in value only (`conv.conv` has gradients).
 
   Args:
     x: float32 [N,H,W,C].
@@ -179,24 +181,24 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   n, *sizes, _ = x.shape
   height, width = map(_out_size, sizes, padding)
   nh, nw, pads = _tiles(sizes, padding)
-  most = _images_at_once(nh * nw, *kernel.shape[2:])
+  size = _images_per_chunk(nh * nw, *kernel.shape[2:])
   kernel = _transform_kernel(kernel)
 
-  def one_chunk(x):
+  def convolve_chunk(x):
     # Padded here, in the cache: before the loop it takes as long as the rest.
     tiles = _input_tiles(jnp.pad(x, pads), nh, nw)
     products = jnp.matmul(tiles, kernel)
     return _output(products, len(x), nh, nw)[:, :height, :width]
 
-  return chunks.join(lax.map(one_chunk, *chunks.cut([x], most)), n)
+  return chunks.join(lax.map(convolve_chunk, *chunks.cut([x], size)), n)
 
 
 def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
-  """The gradient of `convolve` by its kernel.
+  """Compute the gradient of `convolve` with respect to its kernel.
 
   Args:
     x: float32 [N,H,W,C].
-    g: float32 [N,H',W',K], the gradient by what `convolve` returns.
+    g: float32 [N,H',W',K], the gradient with respect to the output.
     padding: as of `convolve`.
 
   Returns:
@@ -204,7 +206,7 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
   """
   nh, nw, pads = _tiles(x.shape[1:3], padding)
   fill = ((0, 0), (0, _M * nh - g.shape[1]), (0, _M * nw - g.shape[2]), (0, 0))
-  most = _images_at_once(nh * nw, x.shape[-1], g.shape[-1])
+  size = _images_per_chunk(nh * nw, x.shape[-1], g.shape[-1])
 
   def add_chunk(total, chunk):
     x, g = chunk
@@ -212,5 +214,5 @@ def kernel_gradient(x: jax.Array, g: jax.Array, padding: Padding) -> jax.Array:
     return total + jnp.matmul(tiles, _gradient_tiles(jnp.pad(g, fill))), None
 
   zero = jnp.zeros((_T * _T, x.shape[-1], g.shape[-1]), x.dtype)
-  total, _ = lax.scan(add_chunk, zero, chunks.cut([x, g], most))
+  total, _ = lax.scan(add_chunk, zero, chunks.cut([x, g], size))
   return _kernel_gradient(total)

@@ -1,11 +1,11 @@
-"""Convolutions of few input channels on CPU: those that read the image.
+"""Convolutions of few input channels on CPU: those of the image.
 
 A library's convolution is a matrix product underneath, and with one or three
 channels its matrices are too thin to be fast. Here the output is a sum of
 shifted images, each times a vector, where these are few, and the gradient by
-the image one matrix product whose parts are shifted and summed. What that
-gains: `python -m benchmarks.convolution`. The gradient by the kernel is left to
-the library.
+the image one matrix product whose parts are shifted and summed. The gradient by
+the kernel is left to the library. Measured by
+`python -m benchmarks.convolution`.
 """
 
 import jax
@@ -18,8 +18,8 @@ _CHUNK = 16  # images at a time
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
-  """Whether this file has that convolution, and its gradient is faster.
+def supports(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
+  """Return whether `input_gradient` applies, and is faster than the library.
 
   Args:
     kernel: [h,w,C,K].
@@ -36,8 +36,10 @@ def fits(kernel: jax.Array, strides: tuple, padding: Padding) -> bool:
   )
 
 
-def pays(kernel: jax.Array) -> bool:
-  """Whether `convolve` is faster than the library: with few enough terms.
+def is_faster(kernel: jax.Array) -> bool:
+  """Return whether `convolve` is faster than the library.
+
+  It is with few enough terms.
 
   Args:
     kernel: [h,w,C,K].
@@ -46,7 +48,7 @@ def pays(kernel: jax.Array) -> bool:
 
 
 def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-  """A convolution of stride 1, in value only (`conv.conv` has gradients).
+  """Convolve with stride 1, in value only (`conv.conv` has gradients).
 
   Args:
     x: float [B,H,W,C].
@@ -63,7 +65,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
   )
   rows = kernel.reshape(h, w, channels, 1, 1, 1, filters)
 
-  def some(x):
+  def convolve_chunk(x):
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     return sum(
       x[:, i : i + height, j : j + width, c, None] * rows[i, j, c]
@@ -72,19 +74,21 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
       for c in range(channels)
     )
 
-  # A loop, because what leaves one is stored: the compiler fuses the sum with
-  # what follows otherwise, computes it anew for each value that a pooling
-  # looks at, and is ten times as slow.
-  return chunks.join(lax.map(some, *chunks.cut([x], _CHUNK)), x.shape[0])
+  # A loop, because its results are stored: otherwise the compiler fuses the
+  # sum with what follows, recomputes it for each value that a pooling reads,
+  # and is ten times as slow.
+  return chunks.join(
+    lax.map(convolve_chunk, *chunks.cut([x], _CHUNK)), x.shape[0]
+  )
 
 
 def input_gradient(
   g: jax.Array, kernel: jax.Array, padding: Padding
 ) -> jax.Array:
-  """The gradient of `convolve` by its input.
+  """Compute the gradient of `convolve` with respect to its input.
 
   Args:
-    g: float [B,H',W',K], the gradient by what `convolve` returns.
+    g: float [B,H',W',K], the gradient with respect to the output.
     kernel: float [h,w,C,K].
     padding: as of `convolve`.
 
