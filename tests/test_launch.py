@@ -7,12 +7,19 @@ it says and chooses before it sets anything up: test_launch_choices.py.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from launching import REPOSITORY, make_tree, nvidia_smi, require
+from launching import (
+  REPOSITORY,
+  make_tree,
+  nvidia_smi,
+  require,
+  write_script,
+)
 
 
 def _environment(tree):
@@ -34,8 +41,8 @@ def _launch(tree, *arguments, cwd=None, script=None):
   )
 
 
-def _start(tree, *arguments):
-  """Starts launch.sh without waiting for its end."""
+def _start(tree, *arguments, **options):
+  """Start launch.sh without waiting for its end."""
   return subprocess.Popen(
     [tree / "launch.sh", *arguments],
     cwd=tree,
@@ -44,11 +51,12 @@ def _start(tree, *arguments):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    **options,
   )
 
 
 def _on_a_tpu():
-  """Whether launch.sh finds a TPU, which nothing here can hide from it."""
+  """Tell whether launch.sh finds a TPU, which nothing here can hide."""
   result = subprocess.run(
     [REPOSITORY / "launch.sh", "setup", "--print"],
     capture_output=True,
@@ -67,9 +75,9 @@ def _site_packages(tree):
 
 @pytest.fixture(scope="module")
 def first_launches(tmp_path_factory):
-  """A tree that two launches have set up at the same time, and their outputs.
+  """Set up a tree by two launches at the same time; return their outputs.
 
-  Not for use by a test that changes the tree: see `tree`.
+  A test that changes the tree uses `tree`.
   """
   tree = make_tree(tmp_path_factory.mktemp("launch"))
   with _start(tree, "hello", "--a") as one, _start(tree, "hello", "--b") as two:
@@ -80,7 +88,7 @@ def first_launches(tmp_path_factory):
 
 @pytest.fixture
 def tree(first_launches, tmp_path):
-  """A copy of the tree, set up, that a test may change."""
+  """Copy the tree, set up, for a test that may change it."""
   return shutil.copytree(first_launches[0], tmp_path / "copy", symlinks=True)
 
 
@@ -105,7 +113,7 @@ def test_a_second_launch_installs_nothing(tree):
 
 
 def test_changed_requirements_are_installed(tree):
-  require(tree, "2.0")
+  require(tree, "greeting==2.0")
   result = _launch(tree, "hello")
   assert result.stdout.startswith("hello 2.0\n")
   assert "installing the packages" in result.stderr
@@ -114,18 +122,19 @@ def test_changed_requirements_are_installed(tree):
 
 
 def test_an_install_that_fails_shows_why_and_can_be_tried_again(tree):
-  require(tree, "9.9")
+  require(tree, "greeting==9.9")
   result = _launch(tree, "hello")
   assert result.returncode == 1
   assert result.stdout == ""
   assert "No matching distribution found for greeting==9.9" in result.stderr
   assert "pip could not install the packages" in result.stderr
-  require(tree, "2.0")
+  require(tree, "greeting==2.0")
   result = _launch(tree, "hello")
   assert result.stdout.startswith("hello 2.0\n")
   assert "making .venv" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_launch_that_was_killed_is_made_good(tmp_path):
   tree = make_tree(tmp_path)
   with _start(tree, "hello") as process:
@@ -141,6 +150,7 @@ def test_a_launch_that_was_killed_is_made_good(tmp_path):
   assert "waiting for another" in result.stderr
 
 
+@pytest.mark.slow
 def test_half_a_package_is_not_trusted(tree):
   # What pip leaves when it dies: the record stands, the module does not.
   (tree / ".venv" / "launch.stamp").write_text("unfinished\n")
@@ -150,6 +160,7 @@ def test_half_a_package_is_not_trusted(tree):
   assert "making .venv" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_environment_without_its_python_is_made_anew(tree):
   for link in (tree / ".venv" / "bin").glob("python*"):
     link.unlink()
@@ -157,6 +168,26 @@ def test_an_environment_without_its_python_is_made_anew(tree):
   result = _launch(tree, "hello")
   assert result.stdout.startswith("hello 1.0\n")
   assert "making .venv" in result.stderr
+
+
+def test_changed_constraints_are_obeyed(tree):
+  require(tree, "greeting")
+  (tree / "constraints.txt").write_text("greeting==1.0\n")
+  result = _launch(tree, "hello")
+  assert result.stdout.startswith("hello 1.0\n")
+  (tree / "constraints.txt").write_text("greeting==2.0\n")
+  assert _launch(tree, "hello").stdout.startswith("hello 2.0\n")
+
+
+def test_uv_installs_where_there_is_one(tree):
+  require(tree, "greeting==2.0")
+  write_script(tree / "bin" / "uv", f'echo "$*" >"{tree}/uv_called"')
+  result = _launch(tree, "hello")
+  # This uv only says that it installed: pip did nothing after it.
+  assert result.stdout.startswith("hello 1.0\n")
+  call = (tree / "uv_called").read_text()
+  assert call.startswith(f"pip install --python {tree}/.venv/bin/python -r ")
+  assert call.endswith(f"-c {tree}/constraints.txt\n")
 
 
 def test_setup_only_sets_up(tree):
@@ -180,22 +211,31 @@ def test_the_extra_of_the_accelerator_is_added_and_stays(tree):
 
 def test_what_was_added_moves_on_with_the_requirements(tree):
   assert _launch(tree, "--accelerator=cuda", "test").returncode == 0
-  require(tree, "2.0")
+  require(tree, "greeting==2.0")
   assert "installing" in _launch(tree, "--accelerator=cpu", "hello").stderr
   assert _launch(tree, "--accelerator=cuda", "test").stderr == ""
 
 
+@pytest.mark.slow
 def test_another_kind_of_accelerator_gets_a_new_environment(tree):
   assert _launch(tree, "--accelerator=cuda", "setup").returncode == 0
   assert "making .venv" in _launch(tree, "--accelerator=tpu", "setup").stderr
   assert not (_site_packages(tree) / "greeting_cuda.py").exists()
 
 
-def test_the_tests_run_from_the_root_with_the_dev_extra(tree, tmp_path):
+def test_tests_and_docs_run_from_the_root_with_their_extras(tree, tmp_path):
+  flags = "-n 2 --dist worksteal"
   result = _launch(tree, "test", "-k", "a and b", cwd=tmp_path)
-  assert result.stdout == f"tests {tree} -k a and b\n"
+  assert result.stdout == f"pytest {tree} {flags} -k a and b\n"
   assert _launch(tree, "hello").stderr == ""
-  assert _launch(tree, "test").stderr == ""
+  assert not (_site_packages(tree) / "sphinx.py").exists()
+  result = _launch(tree, "docs", "-E", cwd=tmp_path)
+  built = "-W -b html docs docs/_build/html"
+  assert result.stdout == f"sphinx {tree} {built} -E\n"
+  result = _launch(tree, "test", "--all", "tests/a.py")
+  assert result.stdout == f"pytest {tree} {flags} -m  tests/a.py\n"
+  assert result.stderr == ""
+  assert _launch(tree, "docs").stderr == ""
 
 
 # --- running ---
@@ -227,3 +267,51 @@ def test_sigterm_reaches_the_experiment(tree):
     process.terminate()
     process.wait()
   assert process.returncode == 7
+
+
+# --- an attack's benchmark ---
+
+
+def test_an_attack_without_flags_trains_its_benchmark_once(tree, tmp_path):
+  result = _launch(tree, "attack", cwd=tmp_path)
+  assert (result.returncode, result.stdout) == (0, "attack with benchmark\n")
+  message, clean = result.stderr.splitlines()
+  assert message.startswith("launch.sh: training the benchmark first")
+  assert clean == "clean"
+  result = _launch(tree, "attack", cwd=tmp_path)
+  assert (result.stdout, result.stderr) == ("attack with benchmark\n", "")
+
+
+@pytest.mark.parametrize("command", [["attack", "--epochs=1"], ["hello"]])
+def test_nothing_else_trains_a_benchmark(tree, tmp_path, command):
+  result = _launch(tree, *command, cwd=tmp_path)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_benchmark_that_fails_ends_the_command(tree, tmp_path):
+  (tmp_path / "runs").touch()  # No directory: clean ends with a traceback.
+  result = _launch(tree, "attack", cwd=tmp_path)
+  assert (result.returncode, result.stdout) == (1, "")
+  assert "clean" in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("signum", "whole_group", "status"),
+  [(signal.SIGTERM, False, 7), (signal.SIGINT, True, 130)],
+)
+def test_a_signal_ends_the_benchmark_and_the_attack(
+  tree, signum, whole_group, status
+):
+  # A terminal sends Ctrl-C to all of its processes, `kill` to the first alone.
+  (tree / "wait").touch()
+  with _start(tree, "attack", start_new_session=True) as process:
+    for line in process.stderr:
+      if line == "waiting\n":
+        break
+    if whole_group:
+      os.killpg(process.pid, signum)
+    else:
+      process.send_signal(signum)
+    out, _ = process.communicate()
+  assert (process.returncode, out) == (status, "")

@@ -8,7 +8,8 @@ import sys
 import pytest
 from launching import REPOSITORY, nvidia_smi, write_script
 
-TOOLS = "awk basename dirname grep paste readlink sed sh".split()
+FILES = "launch.sh requirements.txt constraints.txt pyproject.toml".split()
+TOOLS = "awk dirname grep paste readlink sed sh sort".split()
 
 
 def _launch(tree, *arguments, path=os.environ["PATH"], python=sys.executable):
@@ -21,19 +22,25 @@ def _launch(tree, *arguments, path=os.environ["PATH"], python=sys.executable):
   )
 
 
+# What tells a script from a module that scripts share.
+MAIN = 'if __name__ == "__main__":\n  pass\n'
+
+
 @pytest.fixture
 def tree(tmp_path):
-  """A tree that is not set up, with one experiment."""
+  """Make a tree that is not set up, with two experiments."""
   tree = tmp_path / "tree"
   (tree / "experiments").mkdir(parents=True)
-  for file in ("launch.sh", "requirements.txt", "pyproject.toml"):
+  for file in FILES:
     shutil.copy(REPOSITORY / file, tree)
   (tree / "experiments" / "__init__.py").touch()
   (tree / "experiments" / "common.py").write_text('"""Shared flags."""\n')
   (tree / "experiments" / "hello.py").write_text(
-    '"""Greets everybody.\n\nAnd says no more.\n"""\nNAME = """you"""\n'
+    '"""Greets everybody.\n\nAnd says no more.\n"""\nNAME = """you"""\n' + MAIN
   )
-  (tree / "experiments" / "plain.py").write_text('"""Says nothing."""\n')
+  (tree / "experiments" / "plain.py").write_text(
+    'r"""Says nothing."""\n' + MAIN
+  )
   yield tree
   assert not (tree / ".venv").exists()
 
@@ -71,13 +78,17 @@ def test_a_wrong_call_gets_one_line(tree, arguments, message):
 # --- which Python ---
 
 # Refuses what the version check asks, as an old Python does.
-OLD = "exit 1"
+OLD = "case $2 in *version_info*) exit 1 ;; esac"
 # Debian's python3 without the package python3-venv.
 NO_VENV = "case $2 in *ensurepip*) exit 1 ;; esac"
+NONE_FOUND = (
+  "no Python 3.11 or newer with its venv module found: install one (Debian and"
+  " Ubuntu: apt install python3-venv), or name it with PYTHON=/path/to/python3"
+)
 
 
 def _bare_path(folder, **pythons):
-  """A PATH of the tools that launch.sh calls, and of the Pythons given."""
+  """Make a PATH of the tools that launch.sh calls, and of Pythons."""
   folder.mkdir()
   for tool in TOOLS:
     (folder / tool).symlink_to(shutil.which(tool))
@@ -89,10 +100,10 @@ def _bare_path(folder, **pythons):
 @pytest.mark.parametrize(
   ("pythons", "named", "message"),
   [
-    ({}, "", "no Python 3.11 or newer found: install one"),
-    ({"python3": OLD}, "", "no Python 3.11 or newer found: install one"),
-    ({"python3": NO_VENV}, "", "python3 comes without venv: install it"),
-    ({}, "/gone", "PYTHON=/gone is not a Python 3.11 or newer: name one"),
+    ({}, "", NONE_FOUND),
+    ({"python3": OLD}, "", NONE_FOUND),
+    ({"python3": NO_VENV}, "", NONE_FOUND),
+    ({}, "/gone", "PYTHON=/gone must be a Python 3.11 or newer with its venv"),
   ],
 )
 def test_without_a_python_it_says_what_to_do(
