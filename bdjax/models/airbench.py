@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bdjax.models import conv
+from bdjax.models import conv, pooling
 from bdjax.models.base import Norm, Structure, Tap
 from bdjax.models.classifier import Classifier, Normalize
 from bdjax.models.spec import ModelSpec
@@ -110,7 +110,7 @@ class Group(nnx.Module):
   def __call__(self, x, train, tap, name):
     """Map [B,H,W,fan_in] to [B,H//2,W//2,fan_out]."""
     average = not train
-    x = conv.max_pool(self.conv_1(x))
+    x = pooling.max_pool(self.conv_1(x))
     x = nnx.gelu(self.norm_1(x, use_running_average=average))
     x = self.conv_2(tap(f"{name}.conv_1", x))
     x = nnx.gelu(self.norm_2(x, use_running_average=average))

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from bdjax.models import conv
+from bdjax.models import conv, pooling
 from bdjax.models.base import Norm, Structure, Tap
 from bdjax.models.classifier import Classifier, Normalize
 from bdjax.models.spec import ModelSpec
@@ -68,7 +68,7 @@ class CNN(Classifier):
       if self.batch_norm:
         norm = getattr(self, f"norm_{number}")
         x = norm(x, use_running_average=not train)
-      x = tap(f"conv_{number}", conv.max_pool(nnx.relu(x)))
+      x = tap(f"conv_{number}", pooling.max_pool(nnx.relu(x)))
     return x
 
   def head_linear(self, x: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from bdjax.models import conv
+from bdjax.models import conv, pooling
 from bdjax.models.base import Structure, Tap
 from bdjax.models.classifier import Classifier, Normalize
 from bdjax.models.spec import ModelSpec
@@ -62,9 +62,9 @@ class DeepID(Classifier):
     """Compute `pool_3`: the third convolution, pooled, [B,5,4,60] of 55x47."""
     del train
     x = self.normalize(images)
-    x = tap("conv_1", conv.max_pool(nnx.relu(self.conv_1(x))))
-    x = tap("conv_2", conv.max_pool(nnx.relu(self.conv_2(x))))
-    return tap("conv_3", conv.max_pool(nnx.relu(self.conv_3(x))))
+    x = tap("conv_1", pooling.max_pool(nnx.relu(self.conv_1(x))))
+    x = tap("conv_2", pooling.max_pool(nnx.relu(self.conv_2(x))))
+    return tap("conv_3", pooling.max_pool(nnx.relu(self.conv_3(x))))
 
   def head_linear(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Compute [B,160] of `fc_1` and the map of `conv_4`, before ReLU."""

@@ -1,10 +1,10 @@
-"""Sizes of a model, computed without allocating any of its arrays."""
+"""Sizes of a network, computed without allocating any of its arrays."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bdjax.models.base import Model
+from bdjax.models.base import ImageNetwork, Model
 
 
 def layers(model: Model, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -32,7 +32,7 @@ def layers(model: Model, image_shape: tuple[int, int, int]) -> dict[str, int]:
   return channels
 
 
-def count_parameters(model: Model) -> int:
+def count_parameters(model: Model | ImageNetwork) -> int:
   """Count the trainable scalars."""
   params, _ = jax.eval_shape(model.init, jax.random.key(0))
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from bdjax.models import conv
+from bdjax.models import conv, pooling
 from bdjax.models.base import Norm, Structure, Tap
 from bdjax.models.classifier import Classifier, Normalize
 from bdjax.models.spec import ModelSpec
@@ -54,7 +54,7 @@ class MiniVGG(Classifier):
     for i, (layer, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
       x = nnx.relu(norm(layer(x), use_running_average=not train))
       if i % 2:
-        x = conv.max_pool(x)
+        x = pooling.max_pool(x)
       x = tap(f"convs.{i}", x)
     return x
 
