@@ -6,11 +6,11 @@ import pytest
 from bdjax import plots
 
 # What a run needs only when it draws or scores, and what takes long to import.
-LATE = {"matplotlib", "scipy.stats", "sklearn", "tensorflow_datasets"}
+LATE = {"matplotlib", "scipy.stats", "tensorflow_datasets"}
 
 
 def test_a_run_trains_before_it_imports_what_it_draws_and_scores_with():
-  code = "import sys, experiments.common; print(*sys.modules)"
+  code = "import sys, experiments.cli; print(*sys.modules)"
   done = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
