@@ -1,4 +1,4 @@
-"""Equations on a dataset's arrays: digests, statistics, and the split."""
+"""Operations on a dataset's arrays: digests, statistics, and the split."""
 
 import hashlib
 
@@ -10,52 +10,78 @@ from bdjax.errors import UserError
 
 
 def digests(arrays: Arrays | Dataset) -> dict[str, str]:
-  """Returns the SHA-256 of each array's bytes, by its name."""
+  """Return the SHA-256 of each array's bytes, by its name.
+
+  Labels of a whole dataset are hashed as uint8 where all of them fit, as their
+  publishers store them, and otherwise as int32; those of a `Dataset` always
+  as int32.
+  """
+  by_name = arrays._asdict()
+  if isinstance(arrays, Arrays):
+    labels = arrays.y_train, arrays.y_test
+    fits = max(part.max(initial=0) for part in labels) < 256
+    dtype = np.uint8 if fits else np.int32
+    by_name |= {
+      name: part.astype(dtype)
+      for name, part in zip(("y_train", "y_test"), labels, strict=True)
+    }
   return {
     name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-    for name, array in arrays._asdict().items()
+    for name, array in by_name.items()
   }
 
 
+def with_int32_labels(arrays: Arrays) -> Arrays:
+  """Return the arrays with int32 labels."""
+  return arrays._replace(
+    y_train=arrays.y_train.astype(np.int32, copy=False),
+    y_test=arrays.y_test.astype(np.int32, copy=False),
+  )
+
+
 def check(
-  arrays: Arrays, spec: Spec, where: str, remedy: str
+  arrays: Arrays, spec: Spec, origin: str, remedy: str
 ) -> dict[str, str]:
-  """Checks arrays against what is known of them; returns their digests.
+  """Check arrays against what is known of them.
 
   Args:
     arrays: in canonical order.
     spec: shapes, number of classes and, where pinned, hashes.
-    where: names the bytes' origin in the error.
-    remedy: ends the error: what to do.
+    origin: where the bytes came from, for the error.
+    remedy: what to do, for the end of the error.
+
+  Returns:
+    The digests, as `digests` gives them.
 
   Raises:
     UserError: these are not the bytes that the dataset is known by.
   """
   for images, labels in (arrays[:2], arrays[2:]):
-    fits = (
+    is_valid = (
       images.dtype == np.uint8
       and images.shape == (len(labels), *spec.shape)
       and len(labels) > 0
+      and labels.min() >= 0
       and labels.max() < len(spec.class_names)
     )
-    if not fits:
+    if not is_valid:
       raise UserError(
-        f"{where} holds images {images.dtype}{list(images.shape)} and "
-        f"{len(labels)} labels, where uint8 images {list(spec.shape)} and "
-        f"labels below {len(spec.class_names)} belong: {remedy}"
+        f"{origin} holds images {images.dtype}{list(images.shape)} and "
+        f"{len(labels)} labels, which must be uint8 images {list(spec.shape)} "
+        f"and labels below {len(spec.class_names)}: {remedy}"
       )
-  found = digests(arrays)
-  for name, wanted in spec.sha256.items():
-    if found[name] != wanted:
+  sha256 = digests(arrays)
+  for name, expected in spec.sha256.items():
+    if sha256[name] != expected:
       raise UserError(
-        f"{where} is corrupted: SHA-256 of {name} is {found[name][:12]}..., "
-        f"not {wanted[:12]}...: {remedy}"
+        f"{origin} is corrupted: SHA-256 of {name} is {sha256[name][:12]}..., "
+        f"not {expected[:12]}...: {remedy}"
       )
-  return found
+  return sha256
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:
-  """Returns mean and standard deviation per channel, of images in [0,1].
+  """Compute mean and standard deviation per channel, of images in [0,1].
 
   Args:
     images: uint8 [N,H,W,C].
@@ -76,7 +102,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-  """Draws `count` indices, every class in its share of the whole.
+  """Draw `count` indices, every class in its share of the whole.
 
   Shares are rounded by largest remainder, so that they add up to `count`.
 
@@ -103,26 +129,26 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def defender_count(total: int, fraction: float) -> int:
-  """Returns how many of `total` training images the defender gets.
+  """Return how many of `total` training images the defender gets.
 
   Raises:
     UserError: the fraction leaves the defender or the training nothing.
   """
   if not 0 <= fraction < 1:
     raise UserError(
-      f"defender_fraction is {fraction}: give a number in [0, 1), such as 0.05"
+      f"defender_fraction must be in [0, 1), such as 0.05 (got {fraction})"
     )
   count = max(round(fraction * total), 1) if fraction else 0
   if count >= total:
     raise UserError(
-      f"defender_fraction {fraction} of {total} training images leaves none "
-      "to train on: give a smaller one, or more images"
+      f"defender_fraction must leave images to train on (got {fraction} of "
+      f"{total}): use a smaller one, or more images"
     )
   return count
 
 
 def split(arrays: Arrays, info: Info, fraction: float, seed: int) -> Splits:
-  """Splits the defender's images off the training images.
+  """Split the defender's images off the training images.
 
   Args:
     arrays: the whole dataset.
@@ -138,14 +164,13 @@ def split(arrays: Arrays, info: Info, fraction: float, seed: int) -> Splits:
     UserError: fraction or seed is out of range.
   """
   if not 0 <= seed < 2**32:
-    raise UserError(f"seed is {seed}: give a whole number in [0, 2**32)")
+    raise UserError(f"seed must be in [0, 2**32) (got {seed})")
   count = defender_count(len(arrays.y_train), fraction)
   chosen = np.zeros(len(arrays.y_train), bool)
   chosen[stratified(arrays.y_train, count, seed)] = True
 
   def part(mask):
-    labels = arrays.y_train[mask].astype(np.int32)
-    return Dataset(arrays.x_train[mask], labels)
+    return Dataset(arrays.x_train[mask], arrays.y_train[mask])
 
-  test = Dataset(arrays.x_test, arrays.y_test.astype(np.int32))
+  test = Dataset(arrays.x_test, arrays.y_test)
   return Splits(part(~chosen), part(chosen), test, info)

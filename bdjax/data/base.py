@@ -1,4 +1,4 @@
-"""The types that `bdjax.data` speaks; import them from `bdjax.data`."""
+"""The types of `bdjax.data`; import them from there."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Dataset(NamedTuple):
 
 
 class Info(NamedTuple):
-  """What a dataset is, and where its bytes really came from.
+  """A dataset's facts, and where its bytes really came from.
 
   Attributes:
     name: one of `NAMES`, or the stem of the user's `.npz` file.
@@ -33,8 +33,8 @@ class Info(NamedTuple):
     source: 'builtin', 'npm', 'tfds' (downloaded by bdjax through TFDS),
       'tfds-prepared' (a TFDS directory that somebody else prepared), 'idx'
       or 'file'.
-    sha256: of the bytes of x_train, y_train, x_test and y_test in canonical
-      order (uint8 NHWC images, uint8 labels), before any split.
+    sha256: of x_train, y_train, x_test and y_test in canonical order, before
+      any split; see `arrays.digests`.
     mean: per channel, of x_train in [0,1].
     std: per channel, of x_train in [0,1].
   """
@@ -62,9 +62,9 @@ class Arrays(NamedTuple):
 
   Attributes:
     x_train: uint8 [N,H,W,C].
-    y_train: uint8 [N] (int32 where there are more than 256 classes).
+    y_train: int32 [N].
     x_test: uint8 [M,H,W,C].
-    y_test: as y_train, [M].
+    y_test: int32 [M].
   """
 
   x_train: np.ndarray

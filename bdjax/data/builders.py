@@ -6,7 +6,6 @@ order of records; only the reading of what was downloaded is done with numpy.
 
 import gzip
 import io
-import json
 import pathlib
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from tensorflow_datasets.image_classification import cifar, mnist
 from bdjax.data import idx
 from bdjax.data.base import Arrays
 from bdjax.data.specs import SPECS
+from bdjax.files import write_json
 
 
 class _FromArrays:
@@ -38,11 +38,11 @@ class _FromArrays:
     }
 
   def _generate_examples(self, split, images, labels):
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
       example = {"image": _png(image), "label": int(label)}
       if "id" in self.info.features:
-        example["id"] = f"{split}_{place:05d}"
-      yield place, example
+        example["id"] = f"{split}_{index:05d}"
+      yield index, example
 
   def _log_download_bytes(self):  # upstream prints here
     pass
@@ -60,7 +60,7 @@ with tfds.core.registered.skip_registration():
     pkg_dir_path = cifar.Cifar10.pkg_dir_path
 
     def download(self, dl_manager) -> Arrays:
-      """Fetches and reads upstream's archive of .bin files."""
+      """Fetch and read upstream's archive of .bin files."""
       files = self._cifar_info
       archive = dl_manager.download(files.url)
       with tarfile.open(archive) as tar:
@@ -79,7 +79,7 @@ with tfds.core.registered.skip_registration():
     pkg_dir_path = mnist.MNIST.pkg_dir_path
 
     def download(self, dl_manager) -> Arrays:
-      """Fetches and reads upstream's four idx files."""
+      """Fetch and read upstream's four idx files."""
       urls = {name: f"{self.URL}{name}.gz" for name in idx.FILES}
       paths = dl_manager.download(urls)
       return idx.from_members(
@@ -120,7 +120,7 @@ UNREACHABLE = (tfds.core.download.DownloadError, OSError)
 
 
 def download(name: str, directory: pathlib.Path) -> Arrays:
-  """Downloads a dataset from upstream's URLs, with TFDS's checksums.
+  """Download a dataset from upstream's URLs, with TFDS's checksums.
 
   Args:
     name: of `BUILDERS`.
@@ -143,12 +143,12 @@ def download(name: str, directory: pathlib.Path) -> Arrays:
 def prepare(
   name: str, arrays: Arrays, source: str, root: pathlib.Path
 ) -> pathlib.Path:
-  """Prepares a dataset as array_record files.
+  """Prepare a dataset as array_record files.
 
   Args:
     name: of `BUILDERS`.
     arrays: the dataset, in canonical order.
-    source: where they came from, for the note in the directory.
+    source: of the arrays, for the note in the directory.
     root: a TFDS folder.
 
   Returns:
@@ -164,8 +164,7 @@ def prepare(
     file_format="array_record",
   )
   directory = pathlib.Path(builder.data_dir)
-  note = json.dumps({"bdjax_source": source})
-  (directory / "metadata.json").write_text(note)
+  write_json(directory / "metadata.json", {"bdjax_source": source})
   return directory
 
 
@@ -179,4 +178,4 @@ def _png(image: np.ndarray) -> bytes:
 def _cifar_records(data: bytes) -> tuple[np.ndarray, np.ndarray]:
   records = np.frombuffer(data, np.uint8).reshape(-1, 3073)  # label, CHW
   images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  return np.ascontiguousarray(images), records[:, 0].copy()
+  return np.ascontiguousarray(images), records[:, 0].astype(np.int32)

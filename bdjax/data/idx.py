@@ -21,7 +21,7 @@ FILES = (
 
 
 def parse(data: bytes) -> np.ndarray:
-  """Returns the uint8 array that the bytes of an idx file hold.
+  """Return the uint8 array that the bytes of an idx file hold.
 
   Raises:
     ValueError: not idx, not uint8, or cut short.
@@ -39,7 +39,10 @@ def parse(data: bytes) -> np.ndarray:
 
 
 def from_members(members: dict[str, bytes]) -> Arrays:
-  """Returns the arrays of the four idx files, given by their names.
+  """Return the dataset of the four idx files.
+
+  Args:
+    members: the bytes of each file of `FILES`, by name.
 
   Raises:
     KeyError, ValueError: a file is missing, or is not what it should be.
@@ -47,18 +50,21 @@ def from_members(members: dict[str, bytes]) -> Arrays:
   arrays = Arrays(*(parse(members[name]) for name in FILES))
   if [array.ndim for array in arrays] != [3, 1, 3, 1]:
     raise ValueError("images and labels have the wrong number of dimensions")
-  return arrays._replace(
-    x_train=arrays.x_train[..., None], x_test=arrays.x_test[..., None]
+  return Arrays(
+    arrays.x_train[..., None],
+    arrays.y_train.astype(np.int32),
+    arrays.x_test[..., None],
+    arrays.y_test.astype(np.int32),
   )
 
 
 def is_directory_of(directory: pathlib.Path) -> bool:
-  """Says whether any of the four files, plain or gzipped, stands there."""
+  """Tell whether any of the four files, plain or gzipped, is there."""
   return any(_find(directory, name) for name in FILES)
 
 
 def read_directory(directory: pathlib.Path) -> Arrays:
-  """Reads the four idx files, plain or gzipped, of a directory.
+  """Read the four idx files, plain or gzipped, of a directory.
 
   Raises:
     UserError: a file is missing or broken.

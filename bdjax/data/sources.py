@@ -1,18 +1,18 @@
-"""Where a dataset's bytes come from, and in which order that is tried."""
+"""The sources of a dataset's bytes, in the order in which they are tried."""
 
+import logging
 import os
 import pathlib
-from collections.abc import Callable
 
 from bdjax.data import builtin, cache, fetching, idx
-from bdjax.data.arrays import check
+from bdjax.data.arrays import check, with_int32_labels
 from bdjax.data.specs import SPECS, Spec
 from bdjax.errors import UserError
 
-Report = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
-# What a prepared directory or a cache may hold where the user names a source.
-_FITS = {
+# Origins of a prepared directory or a cache that serve each value of `source`.
+_ACCEPTED = {
   "auto": {"tfds", "tfds-prepared", "npm"},
   "tfds": {"tfds", "tfds-prepared"},
   "npm": {"npm"},
@@ -20,15 +20,14 @@ _FITS = {
 
 
 def find(
-  name: str, source: str, data_dir: str | os.PathLike | None, report: Report
+  name: str, source: str, data_dir: str | os.PathLike | None
 ) -> cache.Entry:
-  """Returns a known dataset, from the first source that has it.
+  """Return a known dataset, from the first source that has it.
 
   Args:
     name: a key of `SPECS`.
     source: 'auto', or one of the dataset's own.
     data_dir: a folder of TFDS or of idx files; None is TFDS's own.
-    report: takes a line of progress.
 
   Raises:
     UserError: the source does not fit, or none has the dataset.
@@ -36,28 +35,30 @@ def find(
   spec = SPECS[name]
   if source not in ("auto", *spec.sources):
     raise UserError(
-      f"source {source!r} does not hold {name}: choose among "
-      f"{', '.join(('auto', *spec.sources))}"
+      f"source must be one of {', '.join(('auto', *spec.sources))} for {name} "
+      f"(got {source!r})"
     )
   if "builtin" in spec.sources:
-    arrays = builtin.digits()
-    remedy = "install scikit-learn again"
-    return cache.entry(arrays, "builtin", check(arrays, spec, name, remedy))
+    arrays = with_int32_labels(builtin.digits())
+    remedy = "install bdjax again"
+    sha256 = check(arrays, spec, name, remedy)
+    return cache.make_entry(arrays, "builtin", sha256)
   root = tfds_root(data_dir)
   if "idx" in spec.sources and source in ("auto", "idx"):
     if source == "idx" and data_dir is None:
       raise UserError(
-        "source idx needs data_dir: the directory of the four idx files"
+        "data_dir must be the directory of the four idx files for source idx"
       )
     if source == "idx" or (data_dir and idx.is_directory_of(root)):
       arrays = idx.read_directory(root)
-      remedy = "fetch its files again, or name another data_dir"
-      return cache.entry(arrays, "idx", check(arrays, spec, str(root), remedy))
-  return _through_tfds(name, spec, source, root, report)
+      remedy = "fetch its files again, or choose another data_dir"
+      sha256 = check(arrays, spec, str(root), remedy)
+      return cache.make_entry(arrays, "idx", sha256)
+  return _find_in_tfds(name, spec, source, root)
 
 
 def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Returns the folder that holds TFDS's datasets; it may not exist yet.
+  """Return the folder that holds TFDS's datasets; it may not exist yet.
 
   Raises:
     UserError: no such path can be.
@@ -67,39 +68,40 @@ def tfds_root(data_dir: str | os.PathLike | None) -> pathlib.Path:
   try:
     root.exists()
   except OSError as error:
-    reason = error.strerror
-    raise UserError(f"{root}: {reason}: name another data_dir") from error
+    raise UserError(
+      f"{root}: {error.strerror}: choose another data_dir"
+    ) from error
   return root
 
 
-def _through_tfds(
-  name: str, spec: Spec, source: str, root: pathlib.Path, report: Report
+def _find_in_tfds(
+  name: str, spec: Spec, source: str, root: pathlib.Path
 ) -> cache.Entry:
-  """Returns a dataset of the cache, or else of the TFDS folder `root`."""
+  """Return a dataset from the cache, or else from the TFDS folder `root`."""
   path = cache.path_of(name, root)
   try:
     cached = cache.read(path, spec)
-    if cached and cached.source in _FITS[source]:
+    if cached and cached.source in _ACCEPTED[source]:
       return cached
   except UserError as error:
-    report(str(error))
+    logger.warning("%s", error)
   from bdjax.data import prepared  # imports tensorflow_datasets: slow
 
   directory = prepared.find(root, name)
   if directory is None:
-    directory = fetching.prepare(name, spec, source, root, report)
-  holds = prepared.source_of(directory)
-  if holds not in _FITS[source]:
+    directory = fetching.prepare(name, spec, source, root)
+  origin = prepared.source_of(directory)
+  if origin not in _ACCEPTED[source]:
     raise UserError(
-      f"{directory} was prepared from {holds}, not from {source}: take source "
+      f"{directory} was prepared from {origin}, not from {source}: use source "
       "auto, or another data_dir"
     )
-  arrays = prepared.read(directory, report)
-  remedy = "delete it and run again, or name another data_dir"
+  arrays = prepared.read(directory)
+  remedy = "delete it and run again, or choose another data_dir"
   sha256 = check(arrays, spec, str(directory), remedy)
-  new = cache.entry(arrays, holds, sha256)
+  entry = cache.make_entry(arrays, origin, sha256)
   try:
-    cache.write(path, new)
+    cache.write(path, entry)
   except OSError as error:  # the data are there all the same
-    report(f"no cache, the next start is slower: {error}")
-  return new
+    logger.warning("no cache, so that the next start is slower: %s", error)
+  return entry

@@ -1,4 +1,4 @@
-"""What is known beforehand of each dataset: shapes, hashes, where it lives."""
+"""The known datasets: shapes, class names, hashes and sources."""
 
 from typing import NamedTuple
 
@@ -25,11 +25,11 @@ class Spec(NamedTuple):
   Attributes:
     shape: (H, W, C) of an image.
     class_names: one name a label.
-    sources: what `source=` accepts beside 'auto'.
-    sha256: of the four canonical arrays, by name.
+    sources: values of `source` beside 'auto'.
+    sha256: of the four canonical arrays, by name; see `arrays.digests`.
     host: (name, port) that TFDS downloads from; None where it is not used.
     package: the npm package with the same bytes, or None.
-    megabytes: disk space that fetching and preparing takes, at its peak.
+    megabytes: disk space that fetching and preparing need at their peak.
   """
 
   shape: tuple[int, int, int]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import stat
 import tarfile
 
@@ -29,7 +30,8 @@ echo "$@" >> "{folder}/calls"
 
 def _idx(array):
   shape = b"".join(size.to_bytes(4, "big") for size in array.shape)
-  return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
+  data = array.astype(np.uint8).tobytes()
+  return bytes([0, 0, 8, array.ndim]) + shape + data
 
 
 def _tarball(members):
@@ -89,9 +91,9 @@ def small(monkeypatch):
     shape = SPECS[name].shape
     arrays = Arrays(
       random.integers(0, 256, (_TRAIN, *shape), np.uint8),
-      np.arange(_TRAIN, dtype=np.uint8) % 10,
+      np.arange(_TRAIN, dtype=np.int32) % 10,
       random.integers(0, 256, (_TEST, *shape), np.uint8),
-      np.arange(_TEST, dtype=np.uint8),
+      np.arange(_TEST, dtype=np.int32),
     )
     members = _MEMBERS[name](arrays)
     tarball = _tarball(members)
@@ -128,6 +130,37 @@ def npm(tmp_path, monkeypatch):
     return lambda: calls.read_text().splitlines() if calls.exists() else []
 
   return install
+
+
+@pytest.fixture
+def log(caplog):
+  """Returns the lines that bdjax logs, which grow; clear() empties it."""
+  caplog.set_level(logging.INFO, logger="bdjax")
+
+  class Log:
+    clear = staticmethod(caplog.clear)
+
+    def __iter__(self):
+      return iter(caplog.messages)
+
+    def __len__(self):
+      return len(caplog.messages)
+
+  return Log()
+
+
+@pytest.fixture
+def equal():
+  """Compares splits without a defender with a dataset's arrays."""
+
+  def compare(splits, arrays):
+    np.testing.assert_array_equal(splits.train.images, arrays.x_train)
+    np.testing.assert_array_equal(splits.train.labels, arrays.y_train)
+    np.testing.assert_array_equal(splits.test.images, arrays.x_test)
+    np.testing.assert_array_equal(splits.test.labels, arrays.y_test)
+    assert splits.train.labels.dtype == splits.test.labels.dtype == np.int32
+
+  return compare
 
 
 @pytest.fixture

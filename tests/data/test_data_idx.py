@@ -1,6 +1,5 @@
 import gzip
 
-import numpy as np
 import pytest
 
 from bdjax.data import load
@@ -17,15 +16,8 @@ def folder(tmp_path, small):
   return directory, arrays
 
 
-def equal(splits, arrays):
-  np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  np.testing.assert_array_equal(splits.train.labels, arrays.y_train)
-  np.testing.assert_array_equal(splits.test.images, arrays.x_test)
-  np.testing.assert_array_equal(splits.test.labels, arrays.y_test)
-
-
 @pytest.mark.parametrize("source", ["auto", "idx"])
-def test_reads_a_directory(folder, source):
+def test_reads_a_directory(folder, source, equal):
   splits = load(
     "fashion_mnist", source=source, data_dir=folder[0], defender_fraction=0
   )
@@ -34,7 +26,7 @@ def test_reads_a_directory(folder, source):
   assert splits.info.class_names[9] == "Ankle boot"
 
 
-def test_reads_gzipped_files(folder):
+def test_reads_gzipped_files(folder, equal):
   directory, arrays = folder
   for name in FILES:
     data = (directory / name).read_bytes()

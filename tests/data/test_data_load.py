@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 
@@ -6,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdjax.data import NAMES, load
-from bdjax.data.arrays import channel_statistics, stratified
+from bdjax.data import NAMES, Dataset, digests, load
+from bdjax.data.arrays import channel_statistics, check, stratified
+from bdjax.data.base import Arrays
 from bdjax.data.specs import SPECS
 
 
@@ -171,6 +173,26 @@ def test_channel_statistics_over_several_chunks():
   mean, std = channel_statistics(images)
   np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255)
   np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255)
+
+
+@pytest.mark.parametrize("largest, dtype", [(255, np.uint8), (256, np.int32)])
+def test_labels_are_hashed_as_uint8_where_all_fit(largest, dtype):
+  images = np.zeros((2, 8, 8, 1), np.uint8)
+  labels = np.array([0, 1], np.int32), np.array([largest, 2], np.int32)
+  sha256 = digests(Arrays(images, labels[0], images, labels[1]))
+  for name, part in zip(("y_train", "y_test"), labels, strict=True):
+    expected = hashlib.sha256(part.astype(dtype).tobytes()).hexdigest()
+    assert sha256[name] == expected
+  part = Dataset(images, labels[1])
+  expected = hashlib.sha256(labels[1].tobytes()).hexdigest()
+  assert digests(part)["labels"] == expected
+
+
+def test_negative_labels_are_refused(fails):
+  spec = SPECS["mnist"]._replace(sha256={})
+  images, labels = np.zeros((1, 28, 28, 1), np.uint8), np.array([-1], np.int32)
+  line = fails(check, Arrays(images, labels, images, labels), spec, "x", "y")
+  assert "labels below 10" in line
 
 
 def test_unknown_name_tells_the_nearest(fails):

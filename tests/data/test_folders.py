@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bdjax.data import folders
+from bdjax.data import folders, image_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
@@ -78,10 +78,10 @@ def test_reads_a_single_file(put):
 def test_labels_stand_in_names(put, tmp_path, fails):
   for name in ("10_label_0.png", "9_label_1282.png", "label-7.png"):
     put(name, _encoded(PIXELS))
-  found = folders.read(tmp_path)
-  assert found.names == ("10_label_0.png", "9_label_1282.png", "label-7.png")
-  assert found.labels.dtype == np.int32
-  assert found.labels.tolist() == [0, 1282, 7]
+  files = folders.read(tmp_path)
+  assert files.names == ("10_label_0.png", "9_label_1282.png", "label-7.png")
+  assert files.labels.dtype == np.int32
+  assert files.labels.tolist() == [0, 1282, 7]
   put("mislabel_5.png", _encoded(PIXELS))
   line = fails(folders.read, tmp_path)
   assert "mislabel_5.png has no label" in line
@@ -105,7 +105,7 @@ def test_gray_and_palettes(put, fails):
   np.testing.assert_array_equal(
     folders.read_image(path, (5, 4, 3)), PIXELS // 128 * 255
   )
-  assert "it is [5, 4, 3], not [5, 4, 1]" in fails(
+  assert "channels [5, 4, 1] (got [5, 4, 3])" in fails(
     folders.read_image, path, (5, 4, 1)
   )
 
@@ -132,10 +132,14 @@ def test_names_the_first_of_another_shape(put, tmp_path, fails):
   put("c.png", _encoded(PIXELS[:4]))
   put("d.png", _encoded(PIXELS[:3]))
   line = fails(folders.read, tmp_path)
-  assert "c.png: it is [4, 4, 3], not [5, 4, 3]" in line
+  assert "c.png: it must have the height" in line
+  assert "[5, 4, 3] (got [4, 4, 3])" in line
   line = fails(folders.read, tmp_path, (4, 5, 3))
-  assert "a.png: it is [5, 4, 3], not [4, 5, 3]" in line
-  assert "has 4 channels" in fails(folders.read, tmp_path, (5, 4, 4))
+  assert "a.png: it must have the height" in line
+  assert "[4, 5, 3] (got [5, 4, 3])" in line
+  assert "(got [5, 4, 4], which has 4)" in fails(
+    folders.read, tmp_path, (5, 4, 4)
+  )
 
 
 def test_colours_that_are_not_8_bit_rgb(put, fails):
@@ -176,11 +180,11 @@ def test_bombs(put, fails, monkeypatch):
     path = put("bomb.png", _png(side, side, zeros))
     assert f"({side**2} pixels)" in fails(folders.read_image, path)
   path = put("wide.png", _png(2**24 + 1, 1, zeros))
-  assert "give at most 16777216" in fails(folders.read_image, path)
+  assert "at most 16777216 pixels" in fails(folders.read_image, path)
   note = b"Comment\0\0" + zlib.compress(bytes(10**8), 9)
   path = put("note.png", _png(4, 5, zeros, chunks=((b"zTXt", note),)))
   assert "cannot be read" in fails(folders.read_image, path)
-  monkeypatch.setattr(folders, "_MOST_FILE_BYTES", 2**20)
+  monkeypatch.setattr(image_files, "MAX_FILE_BYTES", 2**20)
   path = put("large.png", _encoded(PIXELS) + zeros + zeros)
   assert "larger than 1 MB" in fails(folders.read_image, path)
 
@@ -188,9 +192,9 @@ def test_bombs(put, fails, monkeypatch):
 def test_too_many_images(put, tmp_path, fails, monkeypatch):
   for name in "abc":
     put(f"{name}.png", _encoded(PIXELS))
-  monkeypatch.setattr(folders, "_MOST_BYTES", 3 * 60)
+  monkeypatch.setattr(folders, "_MAX_BYTES", 3 * 60)
   assert len(folders.read(tmp_path).images) == 3
-  monkeypatch.setattr(folders, "_MOST_BYTES", 3 * 60 - 1)
+  monkeypatch.setattr(folders, "_MAX_BYTES", 3 * 60 - 1)
   assert "3 images of [5, 4, 3]" in fails(folders.read, tmp_path)
 
 
@@ -211,7 +215,20 @@ def test_no_such_path(fails, tmp_path):
     for function in (folders.read, folders.read_image):
       assert "no such file or folder" in fails(function, path)
   assert "no image in it" in fails(folders.read, tmp_path)
-  assert "a folder: give one" in fails(folders.read_image, tmp_path)
+  assert "an image, not a folder" in fails(folders.read_image, tmp_path)
+
+
+def test_write_png_comes_back(tmp_path):
+  for image in (PIXELS, GRAY[..., None]):
+    folders.write_png(str(tmp_path / "a.png"), image)
+    np.testing.assert_array_equal(folders.read_image(tmp_path / "a.png"), image)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+  for image in (GRAY, PIXELS / 255, PIXELS[..., :2], PIXELS[None]):
+    with pytest.raises(ValueError, match="image must be uint8"):
+      folders.write_png(tmp_path / "b.png", image)
+  with pytest.raises(FileNotFoundError):
+    folders.write_png(tmp_path / "none" / "b.png", PIXELS)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_real_faces():
@@ -228,8 +245,8 @@ def test_real_faces():
     for name, image in zip(names, images, strict=True):
       # Decoders of JPEG differ by a little.
       slack = 0 if name.endswith("png") else 4
-      wanted = golden[f"{kind}/{name}"].astype(int)
-      assert np.abs(wanted - image).max() <= slack
+      expected = golden[f"{kind}/{name}"].astype(int)
+      assert np.abs(expected - image).max() <= slack
     if kind == "clean":
       assert labels.tolist() == [43, 328, 196, 1268, 748, 833, 356, 362]
     else:
