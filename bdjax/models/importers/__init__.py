@@ -1,8 +1,8 @@
-"""Weights that others trained, and ours for others.
+"""Weights from and for other frameworks.
 
-A file of weights comes from anywhere. None is trusted: nothing in it is run,
-what it declares is checked before memory is asked for, and whatever is wrong
-with it is one `UserError`.
+No file of weights is trusted: nothing in it is run, the sizes that it declares
+are checked before memory is allocated, and whatever is wrong with it becomes
+one `UserError`.
 """
 
 import os
@@ -11,16 +11,16 @@ import pathlib
 from bdjax.errors import UserError
 from bdjax.models.base import Model, Variables, Weights
 from bdjax.models.importers import layouts, pytorch, safetensors
-from bdjax.models.importers.fitting import fit, named
+from bdjax.models.importers.fitting import fit, flatten_names
 from bdjax.models.importers.keras import load_keras
 
 __all__ = [
   "LAYOUTS",
   "export_safetensors",
   "fit",
+  "flatten_names",
   "load",
   "load_keras",
-  "named",
   "read",
 ]
 
@@ -28,24 +28,24 @@ LAYOUTS = ("bdjax", *layouts.EXPORTS)
 
 
 def load(path: str | os.PathLike, model: Model) -> Weights:
-  """The weights in a file, for a model of ours.
+  """Load the weights in a file into a model of ours.
 
   Args:
-    path: the file; for its kinds see `read`.
-    model: whose params and batch statistics are wanted.
+    path: the file; see `read` for the formats.
+    model: the model that gets them.
 
   Returns:
     Weights, float32, all of them from the file.
 
   Raises:
-    UserError: the file is not of these kinds, damaged or too large, or a
+    UserError: the file is of another format, damaged or too large, or a
       layer of it is missing, left over or of another shape.
   """
   return fit(read(path), model, str(path))
 
 
 def read(path: str | os.PathLike) -> Weights:
-  """The weights in a file as our layers are called, for `fit`.
+  """Read the weights in a file, by our names of the layers.
 
   - `.h5`, `.hdf5`: Keras 2 (and the same layout of later ones), weights or
     whole model; the layers' names must be those of the model (`deepid`).
@@ -63,10 +63,11 @@ def read(path: str | os.PathLike) -> Weights:
 
   Returns:
     Weights of numpy arrays, float32, by dotted name or in nested dicts
-    (`named` makes them alike). A name that no layout knows stays as it is.
+    (`flatten_names` makes them alike); `fit` gives them the structure of a
+    model. A name that no layout knows is kept.
 
   Raises:
-    UserError: the file is not of these kinds, damaged or too large.
+    UserError: the file is of another format, damaged or too large.
   """
   suffix = pathlib.Path(path).suffix.lower()
   if suffix in (".h5", ".hdf5"):
@@ -76,7 +77,8 @@ def read(path: str | os.PathLike) -> Weights:
   if suffix in (".pt", ".pth"):
     return layouts.read(pytorch.read(path), str(path))
   raise UserError(
-    f"{path}: unknown kind of weights: give .h5, .safetensors, .pt or .pth"
+    f"{path}: unknown format of weights: it must be .h5, .safetensors, .pt or "
+    ".pth"
   )
 
 
@@ -86,22 +88,23 @@ def export_safetensors(
   batch_stats: Variables,
   layout: str = "bdjax",
 ) -> None:
-  """Writes weights as safetensors; a file of that name is replaced.
+  """Write weights as safetensors; an existing file is replaced.
 
   Args:
-    path: the file; its directory exists.
+    path: the file; its directory must exist.
     params: nested dicts, of any model of ours.
     batch_stats: likewise.
     layout: `bdjax`, which `load` reads back for any model, or the names and
       shapes of a PyTorch state dict: `torchvision` or `cifar` for `resnet18`,
-      `deepid` for `deepid`. The first layer's normalisation is not part of
-      any of them: the pixels that a PyTorch network is given must be
-      normalised before.
+      `deepid` for `deepid`. None has the first layer's normalisation: the
+      inputs of a PyTorch network must be normalised before.
 
   Raises:
     UserError: the layout is unknown or another network's, or the file cannot
       be written.
   """
   if layout not in LAYOUTS:
-    raise UserError(f"unknown layout {layout!r}; take {', '.join(LAYOUTS)}")
+    raise UserError(
+      f"layout must be one of {', '.join(LAYOUTS)} (got {layout!r})"
+    )
   safetensors.write(path, layouts.write(Weights(params, batch_stats), layout))

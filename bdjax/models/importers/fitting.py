@@ -1,4 +1,4 @@
-"""Found weights, placed in a model that wants them: all of them, or none."""
+"""Weights from a file, fitted to a model: all of them, or none."""
 
 from typing import Any
 
@@ -6,41 +6,42 @@ import jax
 import jax.numpy as jnp
 
 from bdjax.errors import UserError
+from bdjax.files import printable
 from bdjax.models.base import Model, Variables, Weights
-from bdjax.models.importers.checks import printable
 
-_LISTED = 50  # names in a line: all of ResNet-18's layers
+_MAX_LISTED = 50  # names in a line: all of ResNet-18's layers
 
 
-def named(tree: Variables) -> dict[str, Any]:
-  """The leaves of nested dicts by their dotted names.
+def flatten_names(tree: Variables) -> dict[str, Any]:
+  """Return the leaves of nested dicts by their dotted names.
 
-  Dicts whose keys are dotted names already may be mixed in.
+  Args:
+    tree: nested dicts; a key may be a dotted name itself.
 
   Raises:
     UserError: two leaves have one name.
   """
-  found = {}
+  leaves = {}
   for key, value in tree.items():
     if isinstance(value, dict):
-      inner = {f"{key}.{k}": v for k, v in named(value).items()}
+      inner = {f"{key}.{k}": v for k, v in flatten_names(value).items()}
     else:
       inner = {str(key): value}
     for name, leaf in inner.items():
-      if name in found:
+      if name in leaves:
         raise UserError(f"two weights are named {printable(name)}: rename one")
-      found[name] = leaf
-  return found
+      leaves[name] = leaf
+  return leaves
 
 
-def fit(found: Weights, model: Model, where: str) -> Weights:
-  """Weights in the structure of a model's own; all of them, or none.
+def fit(weights: Weights, model: Model, source: str) -> Weights:
+  """Arrange weights in the structure of a model's own; all of them, or none.
 
   Args:
-    found: nested dicts of arrays, or dicts by dotted name
+    weights: nested dicts of arrays, or dicts by dotted name
       (`blocks.0.conv_1.kernel`).
-    model: whose weights are wanted.
-    where: begins the error: the file.
+    model: the model whose structure they get.
+    source: the file, for the error.
 
   Returns:
     The model's nested dicts, of float32 jax arrays.
@@ -49,8 +50,8 @@ def fit(found: Weights, model: Model, where: str) -> Weights:
     UserError: something is missing, left over or of another shape; in one
       line, by name.
   """
-  wanted = Weights(*jax.eval_shape(model.init, jax.random.key(0)))
-  have, want = _by_name(found), _by_name(wanted)
+  shapes = Weights(*jax.eval_shape(model.init, jax.random.key(0)))
+  have, want = _by_name(weights), _by_name(shapes)
   problems = {
     "missing": _whole_layers(want.keys() - have.keys(), have),
     "left over": _whole_layers(have.keys() - want.keys(), want),
@@ -65,25 +66,26 @@ def fit(found: Weights, model: Model, where: str) -> Weights:
   ]
   if lists:
     raise UserError(
-      f"{where}: these are not weights of this model ({'; '.join(lists)}): "
-      "nothing is loaded: give the model, its classes and its size as they were"
+      f"{source}: these are not weights of this model ({'; '.join(lists)}): "
+      "nothing is loaded: the model, its classes and its size must be those of "
+      "the file"
     )
 
-  def place(path, leaf):
+  def array_of(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     return jnp.asarray(have[name.removeprefix("params.")], leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(place, wanted)
+  return jax.tree_util.tree_map_with_path(array_of, shapes)
 
 
 def _by_name(weights: Weights) -> dict[str, Any]:
-  """Both trees in one; of the parameters, the bare names."""
+  """Return both trees in one; batch statistics have a prefix."""
   stats = {"batch_stats": weights.batch_stats} if weights.batch_stats else {}
-  return named({**weights.params, **stats})
+  return flatten_names({**weights.params, **stats})
 
 
 def _whole_layers(names: set[str], others: dict[str, Any]) -> list[str]:
-  """Names, with a layer's own in the place of all of its variables'."""
+  """Replace the names of all variables of a layer by the layer's own."""
   present = {name.rpartition(".")[0] for name in others}
   shown = set()
   for name in names:
@@ -97,7 +99,7 @@ def _whole_layers(names: set[str], others: dict[str, Any]) -> list[str]:
 
 
 def _list(names: list[str]) -> str:
-  """Names in a line; what is too many is counted."""
-  more = len(names) - _LISTED
-  shown = ", ".join(map(printable, names[:_LISTED]))
+  """Join names in a line; count those beyond the limit."""
+  more = len(names) - _MAX_LISTED
+  shown = ", ".join(map(printable, names[:_MAX_LISTED]))
   return f"{shown} and {more} more" if more > 0 else shown

@@ -1,9 +1,9 @@
-"""Between PyTorch's state dicts, ours in safetensors, and our weights.
+"""Conversions between flat state dicts, PyTorch's and ours, and our weights.
 
-PyTorch keeps a convolution's kernel as [K,C,h,w] and we as [h,w,C,K]; a dense
-layer's as [out,in] and we as [in,out]. A dense layer behind a flatten reads a
+A convolution's kernel is [K,C,h,w] in PyTorch and [h,w,C,K] here; a dense
+layer's is [out,in] and here [in,out]. A dense layer behind a flatten reads a
 map's values channels first in PyTorch and channels last here, so its inputs
-are permuted too. ResNet-18 has none such: it averages over the map.
+are permuted too. ResNet-18 has no such layer: it averages over the map.
 """
 
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from bdjax.errors import UserError
+from bdjax.files import printable
 from bdjax.models.base import Weights
-from bdjax.models.importers.checks import printable
-from bdjax.models.importers.fitting import named
+from bdjax.models.importers.fitting import flatten_names
 
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, torch.compile
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
@@ -21,12 +21,12 @@ _OURS = ("params.", "batch_stats.")
 
 
 class Layout(NamedTuple):
-  """How a network's layers are called and kept in PyTorch.
+  """The names and shapes of a network's layers in PyTorch.
 
   Attributes:
-    layers: their name of a layer -> ours.
-    flattened: of dense layers that read a flattened map, by our name: its
-      (h, w, c).
+    layers: PyTorch's name of a layer -> ours.
+    flattened: our name of a dense layer that reads a flattened map -> the
+      map's (h, w, c).
   """
 
   layers: dict[str, str]
@@ -49,27 +49,27 @@ _DEEPID = ("conv_1", "conv_2", "conv_3", "conv_4", "fc_1", "fc_2", "output")
 EXPORTS = {
   "torchvision": _resnet18("downsample", "fc"),
   "cifar": _resnet18("shortcut", "linear"),
-  # For 55x47 images. No release in PyTorch is known: the layers bear the names
-  # that they have in Keras.
+  # For 55x47 images. No release in PyTorch is known: the layers have their
+  # names in Keras.
   "deepid": Layout(
     dict(zip(_DEEPID, _DEEPID, strict=True)),
     {"fc_1": (5, 4, 60), "fc_2": (4, 3, 80)},
   ),
 }
-# There are mixtures of the two, so either name is taken for either layer.
+# There are mixtures of the two, so either name is accepted for either layer.
 _IMPORTS = (
   Layout({**EXPORTS["torchvision"].layers, **EXPORTS["cifar"].layers}, {}),
   EXPORTS["deepid"],
 )
 
 
-def read(state: dict[str, np.ndarray], where: str) -> Weights:
-  """Weights by dotted name, for `fit`, out of a flat dict.
+def read(state: dict[str, np.ndarray], source: str) -> Weights:
+  """Convert a flat dict to weights by dotted name, for `fit`.
 
   Args:
     state: as `write` made it, in any layout, or a PyTorch state dict. A name
       that no layout knows stays as it is, so that `fit` reports it.
-    where: begins the error: the file.
+    source: the file, for the error.
 
   Raises:
     UserError: no layout knows any of the names, or two are of one weight.
@@ -87,36 +87,38 @@ def read(state: dict[str, np.ndarray], where: str) -> Weights:
   if not any(known):
     shown = ", ".join(map(printable, sorted(state)[:3])) or "nothing"
     raise UserError(
-      f"{where}: its names ({shown}) are of no layout that is known: give a "
+      f"{source}: its names ({shown}) are of no layout that is known: use a "
       "ResNet-18 as torchvision or the common CIFAR code names it, or deepid"
     )
-  return _from_torch(state, _IMPORTS[int(np.argmax(known))], where)
+  return _from_torch(state, _IMPORTS[int(np.argmax(known))], source)
 
 
 def _layer(name: str) -> str:
   return name.rpartition(".")[0]
 
 
-def _from_torch(state, layout: Layout, where: str) -> Weights:
+def _from_torch(state, layout: Layout, source: str) -> Weights:
   weights = Weights({}, {})
   for name, array in state.items():
     theirs, _, variable = name.rpartition(".")
     if variable == "num_batches_tracked":
       continue
     layer = layout.layers.get(theirs)
-    ours, array = _variable(variable, array, layout.flattened.get(layer), where)
-    place = weights.batch_stats if ours in _STATISTICS else weights.params
+    ours, array = _variable(
+      variable, array, layout.flattened.get(layer), source
+    )
+    tree = weights.batch_stats if ours in _STATISTICS else weights.params
     key = f"{layer}.{ours}" if layer and ours else name
-    if key in place:
+    if key in tree:
       raise UserError(
-        f"{where}: {printable(name)} is there under another name too: keep one"
+        f"{source}: {printable(name)} has a second name in the file: keep one"
       )
-    place[key] = array
+    tree[key] = array
   return weights
 
 
-def _variable(variable: str, array: np.ndarray, flattened, where: str):
-  """Our name and array of a variable of theirs; None for an unknown one."""
+def _variable(variable: str, array: np.ndarray, flattened, source: str):
+  """Return our name and array of a variable; None for an unknown one."""
   if variable.startswith("running_"):
     names = {theirs: ours for ours, theirs in _STATISTICS.items()}
     return names.get(variable), array
@@ -129,23 +131,23 @@ def _variable(variable: str, array: np.ndarray, flattened, where: str):
   if array.ndim != 2:
     return "scale", array
   if flattened:
-    _require_inputs(array.shape[1], flattened, f"{where}: ")
+    _require_inputs(array.shape[1], flattened, f"{source}: ")
     h, w, c = flattened
     array = array.reshape(-1, c, h, w).transpose(0, 2, 3, 1)
   return "kernel", array.reshape(len(array), -1).T
 
 
-def _require_inputs(inputs: int, flattened, where: str = "") -> None:
+def _require_inputs(inputs: int, flattened, source: str = "") -> None:
   h, w, c = flattened
   if inputs != h * w * c:
     raise UserError(
-      f"{where}a dense layer has {inputs} inputs and not {h}x{w}x{c}: between "
-      "PyTorch and here deepid goes for 55x47 images only"
+      f"{source}a dense layer has {inputs} inputs and not {h}x{w}x{c}: deepid "
+      "converts from and to PyTorch for 55x47 images only"
     )
 
 
 def write(weights: Weights, layout: str) -> dict[str, np.ndarray]:
-  """A flat dict of float32 arrays, the reverse of `read`.
+  """Convert weights to a flat dict of float32 arrays, the reverse of `read`.
 
   Args:
     weights: of a model of ours.
@@ -155,7 +157,7 @@ def write(weights: Weights, layout: str) -> dict[str, np.ndarray]:
     UserError: the layout is another network's.
   """
   params, stats = (
-    {k: np.asarray(v, np.float32) for k, v in named(tree).items()}
+    {k: np.asarray(v, np.float32) for k, v in flatten_names(tree).items()}
     for tree in weights
   )
   if layout == "bdjax":
@@ -166,15 +168,15 @@ def write(weights: Weights, layout: str) -> dict[str, np.ndarray]:
   unknown = {_layer(name) for name in (*params, *stats)} - theirs.keys()
   if unknown:
     raise UserError(
-      f"the layout {layout} has no layer {', '.join(sorted(unknown))}: take "
-      "bdjax, or the network's own layout"
+      f"the layout {layout} has no layer {', '.join(sorted(unknown))}: the "
+      "layout must be bdjax, or the network's own"
     )
-  out = {}
+  state = {}
   for name, array in (*params.items(), *stats.items()):
     layer, _, variable = name.rpartition(".")
     name, array = _to_torch(variable, array, chosen.flattened.get(layer))
-    out[f"{theirs[layer]}.{name}"] = array
-  return out
+    state[f"{theirs[layer]}.{name}"] = array
+  return state
 
 
 def _to_torch(variable: str, array: np.ndarray, flattened):

@@ -1,4 +1,4 @@
-"""PyTorch state dicts out of pickled files, which only torch itself opens."""
+"""PyTorch state dicts out of pickled files, which torch opens by itself."""
 
 import importlib.metadata
 import importlib.util
@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 
 from bdjax.errors import UserError
+from bdjax.files import printable
 from bdjax.models.importers import checks, safetensors
 
 # Before 2.6 `weights_only` could be made to run code (CVE-2025-32434).
@@ -24,7 +25,7 @@ _CONVERT = (
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The arrays of the state dict in a `.pt` or `.pth` file.
+  """Read the arrays of the state dict in a `.pt` or `.pth` file.
 
   Nothing is unpickled in this process. torch opens the file in another one,
   with `weights_only=True` and, on Linux, with its memory limited in
@@ -39,7 +40,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
   Raises:
     UserError: torch is missing or too old, or refuses the file; or it is
-      damaged, too large, or holds other things than a state dict.
+      damaged, too large, or holds anything but a state dict.
   """
   file = checks.require_file(path)
   size = file.stat().st_size
@@ -47,7 +48,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   _require_torch(path)
   with tempfile.TemporaryDirectory(prefix="bdjax-") as directory:
     target = pathlib.Path(directory, "weights.safetensors")
-    # -P: the modules beside the program are called like torch's own imports.
+    # -P: modules beside the program have the names of torch's own imports.
     done = subprocess.run(
       [sys.executable, "-P", _PROGRAM, file.absolute(), target],
       capture_output=True,
@@ -55,15 +56,15 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
       errors="replace",
     )
     if done.returncode:
-      reason = "torch breaks down over it"
+      reason = "torch crashes on it"
       if done.returncode == 1 and "Traceback" not in done.stderr:
-        reason = checks.printable(done.stderr.splitlines()[-1], 200)
+        reason = printable(done.stderr.splitlines()[-1], 200)
       raise UserError(f"{path}: {reason}: {_CONVERT}")
     return safetensors.read(target, shown=path)
 
 
 def _require_torch(path: str | os.PathLike) -> None:
-  """Checks that torch is there and its `weights_only` sound."""
+  """Check that torch is installed and its `weights_only` is safe."""
   if importlib.util.find_spec("torch") is None:
     raise UserError(
       f"{path}: only torch opens this kind of file, and it is not installed: "

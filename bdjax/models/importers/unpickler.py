@@ -1,8 +1,8 @@
-"""A state dict out of a pickled file into safetensors; a program of its own.
+"""A program that converts a pickled state dict to safetensors.
 
 `pytorch.read` runs it in another process, because torch bounds no memory when
 it unpickles, even with `weights_only=True`: a file of a kilobyte can ask for
-all that there is. Imports nothing of bdjax, so that it starts quickly. Exits
+all of it. Imports nothing of bdjax, so that it starts quickly. Exits
 with 1 and a line on stderr where the file is refused.
 """
 
@@ -13,12 +13,12 @@ import sys
 import torch
 from safetensors.numpy import save_file
 
-# Under these names training scripts keep the state dict beside the rest.
+# Training scripts store the state dict under these names, beside the rest.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def limit_memory(size: int) -> None:
-  """Lets this process grow by what a file of `size` bytes can need."""
+  """Limit this process to the memory that a file of `size` bytes can need."""
   try:
     import resource
 
@@ -34,10 +34,10 @@ def limit_memory(size: int) -> None:
 
 
 def load(path: str):
-  """What was pickled; torch's unpickler calls nothing but its own functions."""
+  """Unpickle a file; torch's unpickler calls nothing but its own functions."""
   try:
     return torch.load(path, map_location="cpu", weights_only=True)
-  # Its message says how to load the file all the same: not to be passed on.
+  # Its message says how to load the file regardless: it is not passed on.
   except Exception:
     sys.exit(
       "torch does not open it with weights_only=True: it is damaged, too much "
@@ -46,7 +46,7 @@ def load(path: str):
 
 
 def state_dict(loaded, size: int) -> dict:
-  """The float32 arrays by name, out of what was pickled."""
+  """Return the float32 arrays by name, out of the unpickled object."""
   if isinstance(loaded, dict):
     wrapped = (loaded.get(key) for key in WRAPPERS)
     loaded = next((x for x in wrapped if isinstance(x, dict)), loaded)
@@ -59,7 +59,7 @@ def state_dict(loaded, size: int) -> dict:
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
       sys.exit(f"{shown} is sparse or has no values")
     if tensor.ndim and not tensor.is_floating_point():
-      sys.exit(f"{shown} is {tensor.dtype}: weights are floats")
+      sys.exit(f"{shown} is {tensor.dtype}: it must be of floats")
   # A few bytes can be expanded to a tensor of any size.
   declared = sum(t.numel() * t.element_size() for t in loaded.values())
   if declared > size:
@@ -73,7 +73,7 @@ def state_dict(loaded, size: int) -> dict:
 
 
 def main(source: str, target: str) -> None:
-  """Converts the file `source` to the safetensors file `target`."""
+  """Convert the file `source` to the safetensors file `target`."""
   size = os.path.getsize(source)
   torch.set_num_threads(1)  # threads take address space, which is limited
   limit_memory(size)
