@@ -1,10 +1,9 @@
-"""The one exception that stands for something the user can put right."""
+"""The exception for everything that the user can put right."""
 
 
 class UserError(ValueError):
-  """A bad input: its message is one line, what is wrong and what to do.
+  """A bad input or a full disk: one line, what is wrong and what to do.
 
-  Library code raises it; `experiments/common/` prints the line and exits
-  with status 2. Anything else that is raised is a defect and keeps its
-  traceback.
+  The library raises it; a script prints the line and exits with status 2.
+  Anything else that is raised is a defect and keeps its traceback.
   """

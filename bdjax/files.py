@@ -151,9 +151,10 @@ def disk_errors(
     reason = disk_reason(error)
     if reason is None:
       raise
+    content = f"{writing} " if writing else ""
     raise UserError(
-      f"cannot write {writing and writing + ' '}to {directory} ({reason}): "
-      f"free the disk, or choose {hint}"
+      f"cannot write {content}to {directory} ({reason}): free the disk, or "
+      f"choose {hint}"
     ) from error
 
 

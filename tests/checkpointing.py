@@ -1,4 +1,4 @@
-"""What the tests of checkpoints share."""
+"""States, and comparisons of them, for the tests of checkpoints."""
 
 import pathlib
 from typing import Any

@@ -23,13 +23,13 @@ def test_round_trip_is_exact(tmp_path):
       7, make_state(7), make_empty(7), {"seed": 3, 11: ("ban", 2)}, 0.5
     )
   with Checkpoints(tmp_path) as checkpoints:
-    found = checkpoints.restore(
+    restored = checkpoints.restore(
       jax.eval_shape(lambda: make_state()), jax.eval_shape(make_empty)
     )
-  assert found.step == 7
-  assert found.meta == {"seed": 3, "11": ["ban", 2]}
-  assert_same(found.state, make_state(7))
-  assert_same(found.generator, make_empty(7))
+  assert restored.step == 7
+  assert restored.meta == {"seed": 3, "11": ["ban", 2]}
+  assert_same(restored.state, make_state(7))
+  assert_same(restored.generator, make_empty(7))
 
 
 def test_concrete_target_and_nothing_to_restore(tmp_path):
@@ -38,9 +38,9 @@ def test_concrete_target_and_nothing_to_restore(tmp_path):
     assert checkpoints.latest_step() is None
     assert checkpoints.best_step() is None
     checkpoints.save(2, make_state(2), {}, {}, 1.0)
-    found = checkpoints.restore(make_state(0), {})
-  assert_same(found.state, make_state(2))
-  assert found.generator == {}
+    restored = checkpoints.restore(make_state(0), {})
+  assert_same(restored.state, make_state(2))
+  assert restored.generator == {}
 
 
 def test_skips_what_the_target_leaves_out(tmp_path):
@@ -48,13 +48,13 @@ def test_skips_what_the_target_leaves_out(tmp_path):
   target = jax.eval_shape(lambda: make_state()).replace(opt_state=None)
   with Checkpoints(tmp_path, read_only=True) as checkpoints:
     assert checkpoints.restore(target).state.step == 3
-    found = checkpoints.restore(target.replace(step=None))
+    restored = checkpoints.restore(target.replace(step=None))
     with pytest.raises(ValueError, match="opened read-only"):
       checkpoints.save(4, {}, {}, {}, 1.0)
-  assert found.generator is None
-  assert (found.state.step, found.state.opt_state) == (None, None)
-  assert_same(found.state.params, make_state(3).params)
-  assert_same(found.state.batch_stats, make_state(3).batch_stats)
+  assert restored.generator is None
+  assert (restored.state.step, restored.state.opt_state) == (None, None)
+  assert_same(restored.state.params, make_state(3).params)
+  assert_same(restored.state.batch_stats, make_state(3).batch_stats)
 
 
 def test_read_only_leaves_the_directory_alone(tmp_path):
@@ -93,15 +93,15 @@ def test_restored_arrays_lie_where_the_target_says(tmp_path):
       (saved, {"whole": whole, "cut": cut}),
       (turned, {"whole": cut, "cut": whole}),
     ):
-      found = checkpoints.restore(target).state
-      assert {name: x.sharding for name, x in found.items()} == shardings
-      assert_same(found, saved)
-    found = checkpoints.restore(
+      restored = checkpoints.restore(target).state
+      assert {name: x.sharding for name, x in restored.items()} == shardings
+      assert_same(restored, saved)
+    restored = checkpoints.restore(
       jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), free)
     ).state
-  assert all(x.devices() == {jax.devices()[0]} for x in found.values())
+  assert all(x.devices() == {jax.devices()[0]} for x in restored.values())
   # Uncommitted, so that it may meet arrays of other devices.
-  assert not any(x.committed for x in found.values())
+  assert not any(x.committed for x in restored.values())
 
 
 def test_keeps_latest_and_best_also_over_a_restart(tmp_path):
@@ -112,9 +112,11 @@ def test_keeps_latest_and_best_also_over_a_restart(tmp_path):
     checkpoints.save(5, make_state(5), {}, {}, float("nan"))
     checkpoints.save(6, make_state(6), {}, {}, 2.0)
     assert (checkpoints.latest_step(), checkpoints.best_step()) == (6, 1)
-    found = checkpoints.restore(make_state(), step=checkpoints.best_step())
-    assert_same(found.state, make_state(1))
-    with pytest.raises(UserError, match=r"no checkpoint of step 2 .*1, 5, 6"):
+    restored = checkpoints.restore(make_state(), step=checkpoints.best_step())
+    assert_same(restored.state, make_state(1))
+    with pytest.raises(
+      UserError, match=r"step must be one of \[1, 5, 6\], .*got 2"
+    ):
       checkpoints.restore(make_state(), step=2)
   assert steps_on_disk(tmp_path) == [1, 5, 6]
 
@@ -129,8 +131,8 @@ def test_save_copies_before_the_next_step_overwrites(tmp_path):
       for _ in range(10):
         values = grow(values)
     for step in range(6):
-      found = checkpoints.restore({"x": values}, step=step).state["x"]
-      assert np.unique(found).tolist() == [10.0 * step]
+      restored = checkpoints.restore({"x": values}, step=step).state["x"]
+      assert np.unique(restored).tolist() == [10.0 * step]
 
 
 def test_saving_the_same_step_again_does_nothing(tmp_path):

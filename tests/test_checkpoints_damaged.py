@@ -59,15 +59,15 @@ def garble_record(step: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("resumed", [3, 4])
 @pytest.mark.parametrize("damage", [truncate, flip, empty, garble_record])
-def test_damaged_newest_step_falls_back(tmp_path, damage, resumed):
+def test_damaged_newest_step_falls_back(tmp_path, caplog, damage, resumed):
   save_steps(tmp_path, {1: 1.0, 2: 2.0, 3: 0.5})
   damage(tmp_path / "3")
-  told = []
   with Checkpoints(tmp_path) as checkpoints:
-    found = checkpoints.restore(make_state(), make_empty(), report=told.append)
-    assert (found.step, found.meta) == (2, {"epoch": 2})
-    assert_same(found.state, make_state(2))
-    assert len(told) == 1 and "checkpoint 3 in" in told[0]
+    restored = checkpoints.restore(make_state(), make_empty())
+    assert (restored.step, restored.meta) == (2, {"epoch": 2})
+    assert_same(restored.state, make_state(2))
+    (line,) = caplog.messages
+    assert line.startswith(f"checkpoint 3 in {tmp_path} is damaged")
     # Although the damaged step had the lowest loss, it does not stay.
     assert checkpoints.best_step() == 2
     checkpoints.save(resumed, make_state(30), {}, {"epoch": 3}, 3.0)
@@ -86,9 +86,9 @@ def test_one_changed_bit_of_an_array_is_noticed(tmp_path):
   content[len(content) // 2] ^= 1
   data.write_bytes(content)
   with Checkpoints(tmp_path) as checkpoints:
-    found = checkpoints.restore({"x": noise})
-  assert found.step == 1
-  assert_same(found.state["x"], noise + 1)
+    restored = checkpoints.restore({"x": noise})
+  assert restored.step == 1
+  assert_same(restored.state["x"], noise + 1)
 
 
 def test_any_one_damaged_file_is_noticed_or_does_no_harm(tmp_path):
@@ -101,11 +101,11 @@ def test_any_one_damaged_file_is_noticed_or_does_no_harm(tmp_path):
       copy / path.relative_to(tmp_path / "run"), path.stat().st_size // 2
     )
     with Checkpoints(copy) as checkpoints:
-      found = checkpoints.restore(make_state(), make_empty())
-    assert found.meta == {"epoch": found.step}
-    assert_same(found.state, make_state(found.step))
-    assert_same(found.generator, make_empty(found.step))
-    fell_back += found.step == 1
+      restored = checkpoints.restore(make_state(), make_empty())
+    assert restored.meta == {"epoch": restored.step}
+    assert_same(restored.state, make_state(restored.step))
+    assert_same(restored.generator, make_empty(restored.step))
+    fell_back += restored.step == 1
     shutil.rmtree(copy)
   assert fell_back >= 3
 
@@ -125,8 +125,8 @@ SAVER = textwrap.dedent("""
     from bdjax.checkpoints import Checkpoints
     target = {'x': np.zeros(200_000, np.float32)}
     with Checkpoints(sys.argv[1]) as checkpoints:
-      found = checkpoints.restore(target)
-      for step in itertools.count(found.step + 1 if found else 0):
+      restored = checkpoints.restore(target)
+      for step in itertools.count(restored.step + 1 if restored else 0):
         x = np.full(200_000, step, np.float32)
         checkpoints.save(step, {'x': x}, {'y': x[:3]}, {'step': step}, 1.0)
         print(step, flush=True)
@@ -136,24 +136,24 @@ SAVER = textwrap.dedent("""
 def test_sigkill_while_saving(tmp_path):
   """Killed at many moments, each time it goes on from a whole step."""
   target = {"x": jnp.zeros(200_000)}
-  restored = []
+  steps = []
   for kill in range(4):
     with subprocess.Popen(
       [sys.executable, "-c", SAVER, tmp_path], stdout=subprocess.PIPE, text=True
     ) as process:
       for _ in range(3):
-        told = int(process.stdout.readline())
+        handed_over = int(process.stdout.readline())
       time.sleep(kill * 0.007)  # spreads the moments; nothing depends on it
       process.send_signal(signal.SIGKILL)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-      found = checkpoints.restore(target, {"y": jnp.zeros(3)})
-    # `told` was handed over; the one before had to be finished by then.
-    assert found.step >= told - 1
-    assert found.meta == {"step": found.step}
-    assert np.unique(found.state["x"]).tolist() == [found.step]
-    assert np.unique(found.generator["y"]).tolist() == [found.step]
-    restored.append(found.step)
-  assert restored == sorted(set(restored))
+      restored = checkpoints.restore(target, {"y": jnp.zeros(3)})
+    # The step before the last that was handed over was finished by then.
+    assert restored.step >= handed_over - 1
+    assert restored.meta == {"step": restored.step}
+    assert np.unique(restored.state["x"]).tolist() == [restored.step]
+    assert np.unique(restored.generator["y"]).tolist() == [restored.step]
+    steps.append(restored.step)
+  assert steps == sorted(set(steps))
   Checkpoints(tmp_path).close()
   assert not list(tmp_path.glob("*tmp*"))
 
@@ -185,7 +185,7 @@ def test_failed_write_is_one_line_and_leaves_nothing(tmp_path):
     check=True,
   )
   assert re.fullmatch(
-    r"no checkpoint can be written to \S+ \(file too large\): .*\n",
+    r"cannot write a checkpoint to \S+ \(File too large\): .*\n",
     process.stdout,
   )
   assert process.stderr == ""
@@ -211,29 +211,29 @@ def small_disk(tmp_path):
 
 def test_full_disk_and_read_only_disk(small_disk):
   noise = jax.random.uniform(jax.random.key(0), (100_000,))
-  with pytest.raises(UserError, match="no space left on device"):
+  with pytest.raises(UserError, match="No space left on device"):
     with Checkpoints(small_disk / "run", keep_latest=100) as checkpoints:
       for step in range(9):
         checkpoints.save(
           step, {"x": noise + step, "y": noise}, {"z": noise}, {}, 1.0
         )
   with Checkpoints(small_disk / "run", read_only=True) as checkpoints:
-    found = checkpoints.restore({"x": noise, "y": None})
-  assert steps_on_disk(small_disk / "run")[-1] == found.step
-  assert_same(found.state["x"], noise + found.step)
+    restored = checkpoints.restore({"x": noise, "y": None})
+  assert steps_on_disk(small_disk / "run")[-1] == restored.step
+  assert_same(restored.state["x"], noise + restored.step)
   for step in steps_on_disk(small_disk / "run")[:-1]:
     shutil.rmtree(small_disk / "run" / str(step))
   subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
   with Checkpoints(small_disk / "run", read_only=True) as checkpoints:
-    assert checkpoints.restore({"x": noise, "y": None}).step == found.step
-  with pytest.raises(UserError, match="read-only file system"):
+    assert checkpoints.restore({"x": noise, "y": None}).step == restored.step
+  with pytest.raises(UserError, match="Read-only file system"):
     Checkpoints(small_disk / "other")
-  with pytest.raises(UserError, match="read-only file system"):
+  with pytest.raises(UserError, match="Read-only file system"):
     with Checkpoints(small_disk / "run") as checkpoints:
       checkpoints.save(100, {"x": noise}, {}, {}, 1.0)
 
 
 def test_directory_is_a_file(tmp_path):
   (tmp_path / "run").write_text("")
-  with pytest.raises(UserError, match="no checkpoint can be written"):
+  with pytest.raises(UserError, match="cannot write a checkpoint to"):
     Checkpoints(tmp_path / "run" / "checkpoints")

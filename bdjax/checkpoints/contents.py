@@ -1,10 +1,10 @@
-"""One step on disk: what it holds, and how it is known to be whole.
+"""The contents of one step on disk, with checksums against damage.
 
 A step holds three orbax items: `state` and `generator`, each a flat dict of
 arrays by path (`params/conv1/kernel`), and `meta`, JSON with the caller's own
 dict, the loss, and the dtype, shape and CRC-32 of every array. The CRCs are for
 damage that comes after the writing: of 50 bits changed in an array's file,
-orbax restored 49 without a word.
+orbax restored 49 without an error.
 """
 
 import json
@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray]  # by path
 
 
 class Packed(NamedTuple):
-  """A step as orbax takes it, with the size of its arrays."""
+  """A step in orbax's form, with the size of its arrays in bytes."""
 
   items: ocp.args.Composite
   nbytes: int
@@ -33,18 +33,21 @@ class Packed(NamedTuple):
 def pack(
   state: Any, generator: Any, meta: dict[str, Any], loss: float
 ) -> Packed:
-  """Copies a step to the host and describes it; for what, see `save`."""
+  """Copy a step to the host and describe it.
+
+  Arguments are those of `Checkpoints.save`.
+  """
   trees = {"state": state, "generator": generator}
   arrays = {  # to the host now: the next training step donates them
     name: {path: np.asarray(leaf) for path, leaf in _by_path(tree).items()}
     for name, tree in trees.items()
   }
-  described = {
+  descriptions = {
     name: {path: _describe(leaf) for path, leaf in leaves.items()}
     for name, leaves in arrays.items()
   }
-  record = json.loads(  # as it will be read back: with keys of strings
-    json.dumps({"meta": meta, "loss": float(loss), "arrays": described})
+  record = json.loads(  # as it will be read back: keys are strings
+    json.dumps({"meta": meta, "loss": float(loss), "arrays": descriptions})
   )
   record["checksum"] = _checksum(record)
   items = {  # orbax refuses an item without arrays
@@ -58,7 +61,7 @@ def pack(
 
 
 def read_record(step: pathlib.Path) -> dict[str, Any]:
-  """Reads `meta`, `loss` and `arrays`, which says what each array is.
+  """Read `meta`, `loss`, and `arrays`: each array's dtype, shape and CRC.
 
   Args:
     step: directory of the step.
@@ -75,18 +78,18 @@ def read_record(step: pathlib.Path) -> dict[str, Any]:
 def read(
   step: pathlib.Path, targets: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Arrays]]:
-  """Reads the record and the arrays that are asked for.
+  """Read the record and the arrays of the targets.
 
   Args:
     step: directory of the step.
-    targets: by item, a tree of what has dtype and shape. What lies under a
-      None is not read.
+    targets: by item, a tree of leaves with a dtype and a shape. What lies
+      under a None is not read.
 
   Returns:
     (record, values by item).
 
   Raises:
-    UserError: the step holds other arrays than those asked for.
+    UserError: the step holds other arrays than the targets.
     Exception: of any kind, where the step is damaged.
   """
   record = read_record(step)
@@ -95,7 +98,7 @@ def read(
     if difference:
       raise UserError(
         f"checkpoint {step.name} in {step.parent} is of another model or "
-        f"configuration ({name}/{difference}): use the flags of that run, "
+        f"configuration ({name}/{difference}): use the settings of that run, "
         "or choose another run name"
       )
   values = {
@@ -110,7 +113,7 @@ def read(
 
 
 def place(target: Any, values: dict[str, np.ndarray]) -> Any:
-  """Gives the values the target's structure, and puts them where it says.
+  """Put values into the target's structure and on its devices.
 
   Args:
     target: as in `read`.
@@ -132,10 +135,11 @@ def place(target: Any, values: dict[str, np.ndarray]) -> Any:
 
 
 def _read_array(item: pathlib.Path, path: str) -> np.ndarray:
-  """Reads one array; all at once is faster by about 4 ms an array.
+  """Read one array.
 
-  But where one of many is damaged, orbax leaves the others to be read into an
-  event loop that it has closed, and Python complains on the terminal.
+  All at once is faster by about 4 ms an array. But where one of many is
+  damaged, orbax leaves the others to be read into an event loop that it has
+  closed, and Python prints warnings.
   """
   args = ocp.args.PyTreeRestore(
     item={path: 0.0},
@@ -170,8 +174,8 @@ def _checksum(record: dict[str, Any]) -> int:
 
 
 def _difference(target: Any, stored: dict[str, list[Any]]) -> str | None:
-  """Returns the first array that differs and how, None when all agree."""
-  wanted = _by_path(target)
+  """Return the first array that differs and how, None when all agree."""
+  expected = _by_path(target)
   skipped = tuple(
     f"{path}/" if path else "" for path, leaf in _paths(target) if leaf is None
   )
@@ -180,10 +184,10 @@ def _difference(target: Any, stored: dict[str, list[Any]]) -> str | None:
     for path, entry in stored.items()
     if not f"{path}/".startswith(skipped)
   }
-  for path in [*wanted, *(path for path in stored if path not in wanted)]:
+  for path in [*expected, *(path for path in stored if path not in expected)]:
     here, there = "", ""
-    if path in wanted:
-      here = f"{wanted[path].dtype}{list(wanted[path].shape)}"
+    if path in expected:
+      here = f"{expected[path].dtype}{list(expected[path].shape)}"
     if path in stored:
       there = f"{stored[path][0]}{stored[path][1]}"
     if here != there:

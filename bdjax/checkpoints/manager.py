@@ -1,33 +1,28 @@
 """Checkpoints of a run: saved in the background, restored from a whole step.
 
 Orbax makes a step appear at once, by a rename, so that a killed process never
-leaves half of one under its final name. What comes after, a changed bit or a
-missing file, the checksums tell that `contents` puts beside the arrays.
+leaves half of one under its final name. Damage that comes later, a changed bit
+or a missing file, is detected by the checksums that `contents` stores.
 """
 
 import contextlib
+import logging
 import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import orbax.checkpoint as ocp
-from absl import logging
-
-from bdjax.checkpoints import contents, disk, retention
+from bdjax.checkpoints import contents, orbax_manager, retention
 from bdjax.errors import UserError
+from bdjax.files import disk_errors
 
-# Orbax logs each of its steps, and each failure once per thread with a
-# traceback, through absl's one logger. Whatever matters is raised as well.
-logging.get_absl_logger().addFilter(
-  lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname
-)
+logger = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-  """What `Checkpoints.restore` gives back: one whole step."""
+  """One whole step, as `Checkpoints.restore` returns it."""
 
   step: int
   state: Any
@@ -39,12 +34,12 @@ class Checkpoints:
   """The checkpoints in one directory; a context manager that closes itself.
 
   Args:
-    directory: where the steps lie; made when missing.
+    directory: of the steps; made when missing.
     keep_latest: how many of the newest steps stay. With two, there is one to
       go back to when the newest is damaged.
     keep_best: how many of the steps with the lowest loss stay besides.
-    read_only: for those who only look (a defense, an evaluation): nothing is
-      made or cleaned up, so that a run that is still training is left alone.
+    read_only: make and clean up nothing, as a defense or an evaluation should
+      that looks at a run which is still training.
 
   Raises:
     UserError: the directory cannot be made or written.
@@ -59,7 +54,7 @@ class Checkpoints:
     read_only: bool = False,
   ):
     self._directory = pathlib.Path(directory).absolute()
-    self._last: int | None = None  # the step last saved or restored here
+    self._last_step: int | None = None  # saved or restored here
     self._damaged: set[int] = set()
     self._failed = False
     self._read_only = read_only
@@ -67,25 +62,10 @@ class Checkpoints:
       with self._disk():
         self._directory.mkdir(parents=True, exist_ok=True)
       self._remove_unfinished()
+    keep = retention.latest_and_best(keep_latest, keep_best, self._loss)
     with self._disk():
-      self._manager = ocp.CheckpointManager(
-        self._directory,
-        item_names=contents.ITEMS,
-        options=ocp.CheckpointManagerOptions(
-          preservation_policy=retention.latest_and_best(
-            keep_latest, keep_best, self._loss
-          ),
-          create=False,
-          read_only=read_only,
-          # Else a directory that cannot be made leaves threads that wait
-          # for it for minutes, and keep the process alive.
-          async_options=ocp.AsyncOptions(
-            create_directories_asynchronously=False
-          ),
-          # Orbax would read its own metadata of every step, and fail on
-          # the first that is damaged.
-          lightweight_initialize=True,
-        ),
+      self._manager = orbax_manager.open_manager(
+        self._directory, keep, read_only=read_only
       )
     self._losses = {
       step: self._read_loss(step) for step in self._manager.all_steps()
@@ -98,7 +78,7 @@ class Checkpoints:
     try:
       self.close()
     except UserError:
-      if error is None:  # else the error that came first is the one to see
+      if error is None:  # else the error that came first matters
         raise
 
   def save(
@@ -109,17 +89,17 @@ class Checkpoints:
     meta: dict[str, Any],
     loss: float,
   ) -> None:
-    """Saves a step in the background; returns once the arrays are copied.
+    """Save a step in the background; return once the arrays are copied.
 
-    Saving the step that was just saved or restored does nothing. Steps found
-    damaged go, and so do those that are not older than this one: they belong
+    Nothing is done for the step that was just saved or restored. Damaged steps
+    are deleted, and so are those that are not older than this one: they belong
     to a run that this one replaces.
 
     Args:
       step: training steps done, >= 0.
       state: pytree of arrays; None and empty containers are kept as they are.
       generator: the same, for the generator's own state.
-      meta: what JSON can hold.
+      meta: values that JSON can hold.
       loss: mean training loss since the last save; the lowest is the best.
 
     Raises:
@@ -128,7 +108,7 @@ class Checkpoints:
     """
     if self._read_only:
       raise ValueError(f"{self._directory} was opened read-only")
-    if step == self._last:
+    if step == self._last_step:
       return
     packed = contents.pack(state, generator, meta, loss)
     with self._disk():
@@ -137,40 +117,34 @@ class Checkpoints:
         if old >= step or old in self._damaged:
           self._manager.delete(old)
       self._damaged.clear()
-      disk.require_space(self._directory, packed.nbytes)
+      orbax_manager.require_space(self._directory, packed.nbytes)
       self._losses[step] = float(loss)
       self._manager.save(step, args=packed.items, force=True)
-    self._last = step
+    self._last_step = step
 
   def latest_step(self) -> int | None:
-    """Returns the newest finished step, None when there is none."""
+    """Return the newest finished step, None when there is none."""
     self.wait()
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """Returns the finished step with the lowest loss, None without any."""
+    """Return the finished step with the lowest loss, None without any."""
     self.wait()
     steps = self._manager.all_steps()
     return min(reversed(steps), key=self._loss) if steps else None
 
   def restore(
-    self,
-    state: Any,
-    generator: Any = None,
-    *,
-    step: int | None = None,
-    report: Callable[[str], None] | None = None,
+    self, state: Any, generator: Any = None, *, step: int | None = None
   ) -> Checkpoint | None:
-    """Restores the newest step that is whole.
+    """Restore the newest step that is whole; log those that are damaged.
 
     Args:
-      state: a tree of arrays or of `jax.ShapeDtypeStruct` that says what is
-        expected and where it goes: with a sharding, there; else on the default
-        device. A None skips what lies under it: a defense that wants the
-        classifier alone passes `target.replace(opt_state=None)`.
-      generator: the same; None, the default, skips the generator.
+      state: a tree of arrays or of `jax.ShapeDtypeStruct` with the dtypes and
+        shapes to be restored, placed by their sharding or else on the default
+        device. What lies under a None is skipped: for the classifier alone,
+        pass `target.replace(opt_state=None)`.
+      generator: the same; None skips the generator.
       step: this step and no other, for example `best_step()`.
-      report: is told, in one line each, of damaged steps that were passed over.
 
     Returns:
       The checkpoint, or None when the directory has none.
@@ -183,31 +157,16 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     if step is not None and step not in steps:
       raise UserError(
-        f"no checkpoint of step {step} in {self._directory}: "
-        f"there are {steps[::-1]}"
+        f"step must be one of {steps[::-1]}, the checkpoints in "
+        f"{self._directory} (got {step})"
       )
     targets = {"state": state, "generator": generator}
     for candidate in steps if step is None else [step]:
-      try:
-        path = self._directory / str(candidate)
-        record, values = contents.read(path, targets)
-      except (UserError, MemoryError):
-        raise
-      except PermissionError as error:
-        raise UserError(
-          f"checkpoint {candidate} in {self._directory} cannot be read "
-          f"({error.strerror}): run as the user who owns it"
-        ) from error
-      except Exception:  # damaged files end in errors of every kind
-        self._damaged.add(candidate)
-        self._losses[candidate] = math.inf
-        if report is not None:
-          report(
-            f"checkpoint {candidate} in {self._directory} is damaged: "
-            "it is passed over"
-          )
+      content = self._read(candidate, targets)
+      if content is None:
         continue
-      self._last = candidate
+      record, values = content
+      self._last_step = candidate
       trees = {
         name: contents.place(target, values[name])
         for name, target in targets.items()
@@ -220,8 +179,29 @@ class Checkpoints:
       )
     return None
 
+  def _read(
+    self, step: int, targets: dict[str, Any]
+  ) -> tuple[dict[str, Any], dict[str, contents.Arrays]] | None:
+    """Read a step; return None where it is damaged."""
+    try:
+      return contents.read(self._directory / str(step), targets)
+    except (UserError, MemoryError):
+      raise
+    except PermissionError as error:
+      raise UserError(
+        f"checkpoint {step} in {self._directory} cannot be read "
+        f"({error.strerror}): run as the user who owns it"
+      ) from error
+    except Exception:  # damaged files end in errors of every kind
+      self._damaged.add(step)
+      self._losses[step] = math.inf
+      logger.warning(
+        "checkpoint %d in %s is damaged: it is skipped", step, self._directory
+      )
+      return None
+
   def wait(self) -> None:
-    """Waits for the save that is under way.
+    """Wait for the save that is under way.
 
     Raises:
       UserError: it failed because the disk is full or read-only.
@@ -230,7 +210,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the save that is under way and ends orbax's threads.
+    """Wait for the save that is under way and end orbax's threads.
 
     Raises:
       UserError: the save failed and no call has said so yet.
@@ -239,13 +219,13 @@ class Checkpoints:
       with self._disk():
         self._manager.close()
     if self._failed:
-      with contextlib.suppress(Exception):  # the failure has been told
+      with contextlib.suppress(Exception):  # the failure has been raised
         self._manager.close()
       self._remove_unfinished()
 
   def _remove_unfinished(self) -> None:
-    for half in self._directory.glob("*.orbax-checkpoint-tmp*"):
-      shutil.rmtree(half, ignore_errors=True)
+    for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+      shutil.rmtree(unfinished, ignore_errors=True)
 
   def _loss(self, step: int) -> float:
     loss = self._losses.get(step, math.inf)
@@ -260,15 +240,11 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _disk(self) -> Iterator[None]:
-    """Turns what a full or read-only disk raises into one line."""
-    try:
-      yield
-    except (OSError, ValueError) as error:  # tensorstore raises ValueError
-      self._failed = True
-      reason = disk.failure(error)
-      if reason is None:
+    """Turn errors of a full or read-only disk into one line."""
+    hint = "another directory for the runs"
+    with disk_errors(self._directory, hint, writing="a checkpoint"):
+      try:
+        yield
+      except (OSError, ValueError):  # tensorstore raises ValueError
+        self._failed = True
         raise
-      raise UserError(
-        f"no checkpoint can be written to {self._directory} "
-        f"({reason}): free the disk or choose another directory for the runs"
-      ) from error

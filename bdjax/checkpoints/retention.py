@@ -1,4 +1,4 @@
-"""Which steps stay on disk."""
+"""The policy by which steps stay on disk."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from orbax.checkpoint import checkpoint_managers
 def latest_and_best(
   num_latest: int, num_best: int, loss: Callable[[int], float]
 ) -> checkpoint_managers.PreservationPolicy:
-  """Keeps the newest steps and besides them those with the lowest loss.
+  """Keep the newest steps and besides them those with the lowest loss.
 
   Args:
     num_latest: how many of the newest.
     num_best: how many of the best.
-    loss: of a step; equal ones are told apart in favour of the newer step.
+    loss: of a step; of equal ones the newer step is better.
   """
   latest = checkpoint_managers.LatestN(num_latest)
   return checkpoint_managers.AnyPreservationPolicy(
@@ -23,7 +23,7 @@ def latest_and_best(
 
 
 class _LowestLoss(checkpoint_managers.PreservationPolicy):
-  """Keeps the steps with the lowest loss.
+  """A policy that keeps the steps with the lowest loss.
 
   Orbax's own BestN knows the metrics of a step from before a restart only
   with a `best_fn`, and then a damaged metrics file stops the manager itself.

@@ -69,7 +69,7 @@ def write(path: pathlib.Path, entry: Entry) -> None:
 def read(path: pathlib.Path, spec: Spec) -> Entry | None:
   """Read an entry and check every byte of it against its SHA-256.
 
-  The check costs 0.1 s for CIFAR-10: less than wondering.
+  The check costs 0.1 s for CIFAR-10.
 
   Returns:
     The entry; None where there is no file.
