@@ -112,7 +112,7 @@ def make_gradient(model, weights):
     mask, pattern = [jnp.tanh(v) / 2 + 0.5 for v in variables]
     mask = jnp.broadcast_to(mask[None], (*batch.shape[:3], 1))
     images = batch + mask * (pattern[None] - batch)
-    logits, _ = model.apply(weights[0], weights[1], images, False)
+    logits, _ = model.apply(weights[0], weights[1], images)
     logits -= jax.nn.logsumexp(logits, axis=1, keepdims=True)
     norm = jnp.abs(mask[0]).sum()
     loss = -jnp.take(logits, target, axis=1).mean() + cost * norm

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 
 from bdjax import models, sharding
-from bdjax.defenses import k_arm, neural_cleanse
-from bdjax.defenses.cost_schedule import Settings
-from bdjax.defenses.k_arm import Bandit
+from bdjax.defenses import k_arm
+from bdjax.defenses.k_arm import BanditSettings
+from bdjax.defenses.neural_cleanse import searches
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 from bdjax.errors import UserError
 from bdjax.models import Weights
 
@@ -16,8 +18,8 @@ KEY = jax.random.key(3)
 SHAPE = (8, 8, 1)
 NUM = 5
 INF = np.inf
-STRETCH = 3
-SETTINGS = Settings(
+ROUND_STEPS = 3
+SETTINGS = SearchSettings(
   steps=30,
   updates=2,
   batch_size=4,
@@ -26,31 +28,33 @@ SETTINGS = Settings(
   patience=2,
   early_stop_patience=3,
 )
-GREEDY = Bandit(warmup=1, epsilon=0.0, beta=100.0, rounds=10**6, settled=2)
+GREEDY = BanditSettings(
+  warmup=1, epsilon=0.0, beta=100.0, rounds=10**6, converged=2
+)
 
 
 def _scan(norms, first=None, rounds=None, frozen=None, number=0):
   """A scan with searches that are nothing but their norms."""
   num = len(norms)
-  scan = k_arm.start(KEY, num, (2, 2, 1))
+  scan = k_arm.init(KEY, num, (2, 2, 1))
   norms = np.array(norms, np.float32)
-  state = scan.state._replace(
+  states = scan.searches._replace(
     best_norm=norms,
     frozen=np.array(frozen or [False] * num),
   )
   return scan._replace(
-    state=state,
-    first=norms.copy() if first is None else np.array(first, np.float32),
+    searches=states,
+    first_norm=norms.copy() if first is None else np.array(first, np.float32),
     rounds=np.array(rounds or [9] * num, np.int32),
-    number=np.int32(number),
+    round_number=np.int32(number),
   )
 
 
-NOBODY = np.zeros(4, bool)
+NONE = np.zeros(4, bool)
 
 
-def test_promise_by_hand():
-  got = k_arm.promise(
+def test_reward_by_hand():
+  got = k_arm.reward(
     np.array([100.0, 100.0, INF, 50.0]),
     np.array([60.0, 100.0, INF, 0.0]),
     np.array([4, 2, 7, 5]),
@@ -63,37 +67,37 @@ def test_promise_by_hand():
 
 def test_warms_up_in_order_then_ends_the_sample():
   reference = np.array([False, True, False, True])
-  bandit = GREEDY._replace(warmup=2)
+  bandit = dataclasses.replace(GREEDY, warmup=2)
   scan = _scan([9, 8, 7, 6], rounds=[2, 1, 0, 1], frozen=[False] * 4)
   assert k_arm.choose(KEY, scan, reference, bandit)[0].tolist() == [2]
   assert k_arm.choose(KEY, scan, reference, bandit, 4)[0].tolist() == [2, 1, 3]
   scan = _scan([9, 8, 7, 6], rounds=[2, 5, 2, 3])
-  arms, free = k_arm.choose(KEY, scan, reference, bandit)
-  assert (arms.tolist(), free) == ([3], False)
+  arms, by_bandit = k_arm.choose(KEY, scan, reference, bandit)
+  assert (arms.tolist(), by_bandit) == ([3], False)
   scan = _scan([9, 8, 7, 6], frozen=[False, True, False, True])
   assert k_arm.choose(KEY, scan, reference, bandit)[1]
 
 
-def test_takes_what_promises_most():
-  # Promises: 10 + 10, 0 + 50, 0, and one that is done.
+def test_chooses_the_largest_reward():
+  # Rewards: 10 + 10, 0 + 50, 0, and one that is done.
   scan = _scan(
     [10, 2, INF, 1],
     first=[30, 2, INF, 1],
     rounds=[2, 2, 2, 2],
     frozen=[False, False, False, True],
   )
-  for width, wanted in ((1, [1]), (2, [1, 0]), (9, [1, 0, 2])):
-    arms, free = k_arm.choose(KEY, scan, NOBODY, GREEDY, width)
-    assert (arms.tolist(), free) == (wanted, True)
+  for width, expected in ((1, [1]), (2, [1, 0]), (9, [1, 0, 2])):
+    arms, by_bandit = k_arm.choose(KEY, scan, NONE, GREEDY, width)
+    assert (arms.tolist(), by_bandit) == (expected, True)
 
 
 def test_explores_with_probability_epsilon():
   def share(epsilon):
     hits = 0
     for number in range(400):
-      scan = base._replace(number=np.int32(number))
-      bandit = GREEDY._replace(epsilon=epsilon)
-      hits += k_arm.choose(KEY, scan, NOBODY, bandit)[0][0] == 2
+      scan = base._replace(round_number=np.int32(number))
+      bandit = dataclasses.replace(GREEDY, epsilon=epsilon)
+      hits += k_arm.choose(KEY, scan, NONE, bandit)[0][0] == 2
     return hits / 400
 
   base = _scan([9, 8, 1, 7])
@@ -103,12 +107,12 @@ def test_explores_with_probability_epsilon():
 
 
 def test_a_draw_depends_on_key_and_round_alone():
-  bandit = GREEDY._replace(epsilon=1.0)
+  bandit = dataclasses.replace(GREEDY, epsilon=1.0)
   scan = _scan(range(1, 41), number=7)
-  nobody = np.zeros(40, bool)
+  none = np.zeros(40, bool)
 
   def draw(key, scan):
-    return k_arm.choose(key, scan, nobody, bandit, 5)[0].tolist()
+    return k_arm.choose(key, scan, none, bandit, 5)[0].tolist()
 
   other = _scan(range(40, 0, -1), number=7)
   assert draw(KEY, scan) == draw(KEY, other)
@@ -120,17 +124,17 @@ def test_a_draw_depends_on_key_and_round_alone():
 def test_ends_when_the_smallest_outside_of_the_sample_are_done():
   reference = np.array([True, False, False, False])
 
-  def ended(frozen, bandit=GREEDY, free=0):
+  def ended(frozen, bandit=GREEDY, by_bandit=0):
     scan = _scan([1, 5, 2, 3], frozen=[bool(x) for x in frozen])
-    scan = scan._replace(free=np.int32(free))
+    scan = scan._replace(bandit_rounds=np.int32(by_bandit))
     return k_arm.finished(scan, reference, bandit)
 
   assert ended([1, 0, 1, 1])
   assert not ended([0, 0, 1, 1])  # the sample is not
   assert not ended([1, 1, 1, 0])
-  assert not ended([1, 0, 0, 0], GREEDY._replace(rounds=5), 4)
-  assert ended([1, 0, 0, 0], GREEDY._replace(rounds=5), 5)
-  assert not ended([1, 0, 1, 1], GREEDY._replace(warmup=10))
+  assert not ended([1, 0, 0, 0], dataclasses.replace(GREEDY, rounds=5), 4)
+  assert ended([1, 0, 0, 0], dataclasses.replace(GREEDY, rounds=5), 5)
+  assert not ended([1, 0, 1, 1], dataclasses.replace(GREEDY, warmup=10))
 
 
 def test_reference_is_a_sample_of_its_size():
@@ -151,22 +155,24 @@ def _network():
 @functools.cache
 def _call(devices):
   mesh = sharding.make_mesh(jax.devices()[:devices])
-  return k_arm.make_call(_network()[0], SETTINGS, mesh, stretch=STRETCH)
+  return k_arm.compile_search_steps(
+    _network()[0], SETTINGS, mesh, steps_per_call=ROUND_STEPS
+  )
 
 
 def _advance(scan, reference, bandit, width=1, stop=10**6):
-  """Goes on to the end, or for `stop` rounds."""
+  """Runs to the end, or for `stop` rounds."""
   _, weights, images = _network()
   call = functools.partial(_call(width), weights, KEY, images)
   while not k_arm.finished(scan, reference, bandit) and stop:
-    arms, free = k_arm.choose(KEY, scan, reference, bandit, width)
-    scan = k_arm.play(call, arms, free, width, scan)
+    arms, by_bandit = k_arm.choose(KEY, scan, reference, bandit, width)
+    scan = k_arm.run_round(call, arms, by_bandit, width, scan)
     stop -= 1
   return scan
 
 
-def _start():
-  return k_arm.start(KEY, NUM, SHAPE)
+def _init():
+  return k_arm.init(KEY, NUM, SHAPE)
 
 
 def _same(a, b):
@@ -177,14 +183,14 @@ def _same(a, b):
 def whole():
   """Neural Cleanse of all classes at once, to the end."""
   model, weights, images = _network()
-  call = neural_cleanse.make_call(
+  call = searches.compile_search_steps(
     model,
     SETTINGS,
     sharding.make_mesh(jax.devices()[:1]),
     class_batch=1,
-    stretch=SETTINGS.steps,
+    steps_per_call=SETTINGS.steps,
   )
-  state = jax.tree.map(jnp.asarray, _start().state)
+  state = jax.tree.map(jnp.asarray, _init().searches)
   targets = jnp.arange(NUM, dtype=jnp.int32)
   return jax.device_get(call(weights, KEY, images, targets, state))
 
@@ -192,49 +198,57 @@ def whole():
 @pytest.mark.parametrize("width", [1, 2])
 def test_an_arm_does_what_neural_cleanse_does(whole, width):
   """Whatever the order in which arms had their rounds."""
-  bandit = GREEDY._replace(epsilon=0.5, settled=NUM)
-  nobody = np.zeros(NUM, bool)
-  scan = _advance(_start(), nobody, bandit, width)
-  assert scan.state.frozen.all() and np.isfinite(whole.best_norm).any()
-  np.testing.assert_array_equal(scan.state.steps, whole.steps)
-  np.testing.assert_allclose(scan.state.best_norm, whole.best_norm, rtol=1e-3)
-  np.testing.assert_array_equal(scan.rounds, -(-scan.state.steps // STRETCH))
-  assert (scan.first >= scan.state.best_norm).all()
-  # A call plays at most as many arms as there are devices, and at least one.
-  assert -(-scan.rounds.sum() // width) <= scan.number <= scan.rounds.sum()
-  assert scan.free < scan.number
+  bandit = dataclasses.replace(GREEDY, epsilon=0.5, converged=NUM)
+  none = np.zeros(NUM, bool)
+  scan = _advance(_init(), none, bandit, width)
+  assert scan.searches.frozen.all() and np.isfinite(whole.best_norm).any()
+  np.testing.assert_array_equal(scan.searches.steps, whole.steps)
+  np.testing.assert_allclose(
+    scan.searches.best_norm, whole.best_norm, rtol=1e-3
+  )
+  np.testing.assert_array_equal(
+    scan.rounds, -(-scan.searches.steps // ROUND_STEPS)
+  )
+  assert (scan.first_norm >= scan.searches.best_norm).all()
+  # A round has at least one arm, and at most `width`.
+  assert (
+    -(-scan.rounds.sum() // width) <= scan.round_number <= scan.rounds.sum()
+  )
+  assert scan.bandit_rounds < scan.round_number
 
 
 def test_a_round_costs_its_arms_alone():
-  nobody = np.zeros(NUM, bool)
-  before = _start()
-  fresh = k_arm.writable(before.state)
-  after = _advance(before, nobody, GREEDY, stop=2)
-  assert after.state.steps.tolist() == [STRETCH, STRETCH, 0, 0, 0]
+  none = np.zeros(NUM, bool)
+  before = _init()
+  init = k_arm.writable(before.searches)
+  after = _advance(before, none, GREEDY, stop=2)
+  assert after.searches.steps.tolist() == [ROUND_STEPS, ROUND_STEPS, 0, 0, 0]
   assert after.rounds.tolist() == [1, 1, 0, 0, 0]
-  _same(*[jax.tree.map(lambda x: x[2:], s) for s in (fresh, after.state)])
+  _same(*[jax.tree.map(lambda x: x[2:], s) for s in (init, after.searches)])
 
 
-def test_gone_on_with_equals_unbroken():
+def test_resumed_equals_unbroken():
   reference = k_arm.draw_reference(KEY, NUM, 2)
-  bandit = GREEDY._replace(epsilon=0.5)
-  unbroken = _advance(_start(), reference, bandit)
-  half = _advance(_start(), reference, bandit, stop=int(unbroken.number) - 2)
-  assert half.free > 0
+  bandit = dataclasses.replace(GREEDY, epsilon=0.5)
+  unbroken = _advance(_init(), reference, bandit)
+  half = _advance(
+    _init(), reference, bandit, stop=int(unbroken.round_number) - 2
+  )
+  assert half.bandit_rounds > 0
   kept = k_arm.writable(jax.tree.map(jnp.asarray, half))
   _same(_advance(kept, reference, bandit), unbroken)
 
 
 def test_saves_steps():
   reference = k_arm.draw_reference(KEY, NUM, 2)
-  scan = _advance(_start(), reference, GREEDY._replace(settled=1))
-  assert scan.state.frozen[reference].all()
-  assert not scan.state.frozen.all()
+  scan = _advance(_init(), reference, dataclasses.replace(GREEDY, converged=1))
+  assert scan.searches.frozen[reference].all()
+  assert not scan.searches.frozen.all()
 
 
-@pytest.mark.parametrize("stretch", [0, -1])
-def test_says_what_is_wrong(stretch):
-  with pytest.raises(UserError, match="stretch"):
-    k_arm.make_call(
-      _network()[0], SETTINGS, sharding.make_mesh(), stretch=stretch
+@pytest.mark.parametrize("steps", [0, -1])
+def test_bad_arguments(steps):
+  with pytest.raises(UserError, match="steps_per_call must be at least 1"):
+    k_arm.compile_search_steps(
+      _network()[0], SETTINGS, sharding.make_mesh(), steps_per_call=steps
     )

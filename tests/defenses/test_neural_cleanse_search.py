@@ -7,8 +7,8 @@ import pytest
 import reference_neural_cleanse as reference
 
 from bdjax import models, sharding
-from bdjax.defenses import neural_cleanse, trigger_search
-from bdjax.defenses.cost_schedule import Settings
+from bdjax.defenses.neural_cleanse import search, searches
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 from bdjax.models import Weights
 
 KEY = jax.random.key(5)
@@ -16,14 +16,14 @@ SHAPE = (8, 8, 1)
 
 
 def _init(num):
-  return jax.jit(lambda key: neural_cleanse.init(key, num, SHAPE))(KEY)
+  return jax.jit(lambda key: searches.init(key, num, SHAPE))(KEY)
 
 
 def test_equals_reference_step_for_step():
   model = models.get("cnn", image_shape=SHAPE, num_classes=3, width=4)
   weights = Weights(*jax.jit(model.init)(KEY))
   images = jax.random.randint(KEY, (20, *SHAPE), 0, 256).astype(jnp.uint8)
-  settings = Settings(
+  settings = SearchSettings(
     steps=30,
     updates=3,
     batch_size=8,  # 24 images a step, so four come twice
@@ -34,24 +34,24 @@ def test_equals_reference_step_for_step():
   )
   targets = jnp.arange(3, dtype=jnp.int32)
   # Two at a time, so that the last chunk is filled up.
-  call = neural_cleanse.make_call(
+  call = searches.compile_search_steps(
     model,
     settings,
     sharding.make_mesh(jax.devices()[:1]),
     class_batch=2,
-    stretch=1,
+    steps_per_call=1,
   )
   state = _init(3)
-  starts = jax.device_get(state.variables)
+  inits = jax.device_get(state.variables)
   states = []
   for _ in range(settings.steps):
     state = call(weights, KEY, images, targets, state)
     states.append(jax.device_get(state))
-  found = neural_cleanse.finish(state)
+  found = searches.finish(state)
 
   gradient = reference.make_gradient(model, weights)
   rows_of = jax.jit(
-    lambda target, step: trigger_search.batch_rows(
+    lambda target, step: search.draw_rows(
       jax.random.fold_in(KEY, target), step, 20, settings
     )
   )
@@ -62,7 +62,7 @@ def test_equals_reference_step_for_step():
       np.asarray(images),
       k,
       settings,
-      [v[k] for v in starts],
+      [v[k] for v in inits],
       functools.partial(rows_of, k),
     )
     lengths.append(len(log))
@@ -85,7 +85,7 @@ def test_equals_reference_step_for_step():
 
 def test_init():
   state = _init(30)
-  trigger = trigger_search.trigger_of(state.variables)
+  trigger = search.to_trigger(state.variables)
   assert trigger.mask.shape == (30, 8, 8, 1)
   for values in trigger:
     values = np.asarray(values)
@@ -97,21 +97,19 @@ def test_init():
 
 
 def test_trigger_by_hand():
-  variables = trigger_search.Variables(
+  variables = search.Variables(
     jnp.array([0.0, np.arctanh(0.5)]), jnp.array([-100.0, 100.0])
   )
-  for form in (trigger_search.trigger_of, jax.vmap(trigger_search.trigger_of)):
+  for form in (search.to_trigger, jax.vmap(search.to_trigger)):
     trigger = jax.jit(form)(variables)
     np.testing.assert_allclose(trigger.mask, [0.5, 0.75], rtol=1e-6)
     np.testing.assert_allclose(trigger.pattern, [0, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("num,times", [(40, {0, 1}), (10, {2, 3})])
-def test_batch_rows(num, times):
-  settings = Settings(updates=3, batch_size=8)
-  draw = functools.partial(
-    trigger_search.batch_rows, num_images=num, settings=settings
-  )
+def test_draw_rows(num, times):
+  settings = SearchSettings(updates=3, batch_size=8)
+  draw = functools.partial(search.draw_rows, num_images=num, settings=settings)
   keys = jax.random.split(KEY, 2)
   rows = np.asarray(jax.jit(jax.vmap(draw))(keys, jnp.array([0, 0])))
   assert rows.shape == (2, 3, 8)

@@ -1,6 +1,14 @@
-"""Neural Cleanse: one search, of one target from one start.
+"""Neural Cleanse: one search, for one target label from one initialisation.
 
-Wang et al. (2019), section IV, and the authors' code (`visualizer.py`).
+The trigger of a search is (1 - m) x + m p, with mask m and pattern p the tanh
+of free variables scaled to [0,1]; the loss is the cross-entropy towards the
+target plus cost * |m|_1. As in the authors' code (`visualizer.py`), all images
+are led to the target, those of its own class among them: the success rate is a
+little higher than over the others alone.
+
+References:
+  Wang et al. (2019), Neural Cleanse: Identifying and Mitigating Backdoor
+  Attacks in Neural Networks, section IV, equations 1 to 3.
 """
 
 import functools
@@ -10,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bdjax.attacks.triggers import Trigger, stamp
-from bdjax.defenses import cost_schedule
-from bdjax.defenses.cost_schedule import Schedule, Settings
+from bdjax.attacks.patches import Trigger, stamp
+from bdjax.batching import to_float
+from bdjax.defenses.neural_cleanse import schedule as cost_schedule
+from bdjax.defenses.neural_cleanse.schedule import CostSchedule, SearchSettings
 from bdjax.models import Model, Weights
 
 # Without its learning rate, which is a setting. The epsilon is Keras's.
@@ -20,7 +29,7 @@ _ADAM = optax.scale_by_adam(b1=0.5, b2=0.9, eps=1e-7)
 
 
 class Variables(NamedTuple):
-  """What is optimised: any real numbers.
+  """The optimised arrays: any real numbers.
 
   Attributes:
     mask: float32 [H,W,1].
@@ -31,8 +40,8 @@ class Variables(NamedTuple):
   pattern: jax.Array
 
 
-class State(NamedTuple):
-  """A search; with a leading axis of searches [K], all of them.
+class SearchState(NamedTuple):
+  """A search; with a leading axis [S], several of them.
 
   Attributes:
     variables: at the end of the last step.
@@ -49,7 +58,7 @@ class State(NamedTuple):
 
   variables: Variables
   opt_state: optax.ScaleByAdamState
-  schedule: Schedule
+  schedule: CostSchedule
   best: Trigger
   best_norm: jax.Array
   asr: jax.Array
@@ -57,8 +66,8 @@ class State(NamedTuple):
   frozen: jax.Array
 
 
-def start(key: jax.Array, image_shape: tuple[int, int, int]) -> State:
-  """A search before its first step, mask and pattern uniform in [0,1].
+def init(key: jax.Array, image_shape: tuple[int, int, int]) -> SearchState:
+  """Initialise a search, mask and pattern uniform in [0,1].
 
   Args:
     key: a random key.
@@ -73,10 +82,10 @@ def start(key: jax.Array, image_shape: tuple[int, int, int]) -> State:
 
   mask_key, pattern_key = jax.random.split(key)
   variables = Variables(draw(mask_key, 1), draw(pattern_key, image_shape[2]))
-  return State(
+  return SearchState(
     variables=variables,
     opt_state=_ADAM.init(variables),
-    schedule=cost_schedule.fresh(),
+    schedule=cost_schedule.init(),
     best=Trigger(*jax.tree.map(jnp.zeros_like, variables)),
     best_norm=jnp.full((), jnp.inf),
     asr=jnp.zeros(()),
@@ -85,20 +94,21 @@ def start(key: jax.Array, image_shape: tuple[int, int, int]) -> State:
   )
 
 
-def trigger_of(variables: Variables) -> Trigger:
-  """The trigger that variables stand for: (tanh + 1) / 2 of each."""
+def to_trigger(variables: Variables) -> Trigger:
+  """Convert variables to their trigger: (tanh + 1) / 2 of each."""
   return Trigger(*[(jnp.tanh(v) + 1) / 2 for v in variables])
 
 
-def batch_rows(
-  key: jax.Array, step: jax.Array, num_images: int, settings: Settings
+def draw_rows(
+  key: jax.Array, step: jax.Array, num_images: int, settings: SearchSettings
 ) -> jax.Array:
-  """The images of a step, drawn without replacement while there are enough.
+  """Draw the images of a step, without replacement while there are enough.
 
   Args:
     key: of the search.
     step: int32 scalar, from 0.
-    num_images: at least 1; with fewer than a step takes, each comes in turn.
+    num_images: at least 1; if it is less than a step needs, each image comes
+      in turn.
     settings: for the size.
 
   Returns:
@@ -114,45 +124,45 @@ def batch_rows(
 
 def advance(
   model: Model,
-  settings: Settings,
+  settings: SearchSettings,
   weights: Weights,
   key: jax.Array,
   images: jax.Array,
   target: jax.Array,
-  state: State,
-) -> State:
-  """One step of one search; a frozen one stays as it is.
+  state: SearchState,
+) -> SearchState:
+  """Advance one search by one step; a frozen one stays as it is.
 
   Args:
     model: the classifier, used as at test time.
     settings: of the search.
-    weights: of the classifier; no gradient is taken by them.
+    weights: of the classifier; no gradient is taken with respect to them.
     key: of the search; the step's is folded in here.
     images: uint8 [N,H,W,C], the defender's.
-    target: int32 scalar, the class to lead to.
+    target: int32 scalar, the target label.
     state: of the one search, before the step.
   """
-  rows = batch_rows(key, state.steps, images.shape[0], settings)
-  run = functools.partial(
+  rows = draw_rows(key, state.steps, images.shape[0], settings)
+  update = functools.partial(
     _update, model, settings, weights, images, target, state.schedule.cost
   )
   carry = state.variables, state.opt_state
-  (variables, opt_state), (hits, norms) = jax.lax.scan(run, carry, rows)
+  (variables, opt_state), (hits, norms) = jax.lax.scan(update, carry, rows)
 
   asr = hits.sum().astype(jnp.float32) / rows.size
   success = asr >= settings.asr_threshold
   norm = norms.mean()
   better = success & (norm < state.best_norm)
   best_norm = jnp.where(better, norm, state.best_norm)
-  schedule, stop = cost_schedule.reschedule(
+  schedule, stop = cost_schedule.update(
     settings, state.schedule, success, state.best_norm, best_norm
   )
   steps = state.steps + 1
-  new = State(
+  new = SearchState(
     variables=variables,
     opt_state=opt_state,
     schedule=schedule,
-    best=_select(better, trigger_of(variables), state.best),
+    best=_select(better, to_trigger(variables), state.best),
     best_norm=best_norm,
     asr=jnp.where(better | jnp.isinf(best_norm), asr, state.asr),
     steps=steps,
@@ -162,17 +172,17 @@ def advance(
 
 
 def _update(model, settings, weights, images, target, cost, carry, rows):
-  """One mini-batch: `(carry, (hits, norm of the mask before the update))`."""
+  """Update on one mini-batch: `(carry, (hits, mask norm before it))`."""
   variables, opt_state = carry
-  batch = images[rows].astype(jnp.float32) / 255.0
+  batch = to_float(images[rows])
 
   def loss_fn(variables):
-    trigger = trigger_of(variables)
+    trigger = to_trigger(variables)
     stamped = jax.vmap(stamp, in_axes=(None, 0))(trigger, batch)
-    logits, _ = model.apply(*weights, stamped, False)
-    wanted = jnp.full(logits.shape[:1], target)
+    logits, _ = model.apply(*weights, stamped)
+    targets = jnp.full(logits.shape[:1], target)
     losses = optax.softmax_cross_entropy(
-      logits, jax.nn.one_hot(wanted, logits.shape[-1])
+      logits, jax.nn.one_hot(targets, logits.shape[-1])
     )
     norm = trigger.mask.sum()
     hits = jnp.sum(logits.argmax(-1) == target)
@@ -189,5 +199,5 @@ def _update(model, settings, weights, images, target, cost, carry, rows):
 
 
 def _select(condition, yes, no):
-  """`jnp.where` of trees, for one condition."""
+  """Select between two trees by one condition."""
   return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

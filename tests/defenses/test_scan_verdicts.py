@@ -1,4 +1,4 @@
-"""What a scan makes of the masks that it found, and says of them."""
+"""Verdicts of a scan, and its report."""
 
 import json
 
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bdjax import metrics
-from bdjax.defenses import among_many
-from bdjax.defenses.neural_cleanse import Reversed
-from experiments.scanning.verdicts import judge, verdict
-from experiments.scanning.wording import words
+from bdjax.defenses.neural_cleanse import anomaly
+from bdjax.defenses.neural_cleanse.searches import ReverseEngineered
+from bdjax.defenses.scan.report import scale_caveats, sentences, table
+from bdjax.defenses.scan.verdicts import judge, verdict
 
 
 def _row(index, p_value, hits=None, n=2):
@@ -18,9 +18,9 @@ def _row(index, p_value, hits=None, n=2):
 
 
 @pytest.mark.parametrize(
-  ("row", "wanted"),
+  ("row", "expected"),
   [
-    (_row(None, None, 2), "unsettled"),
+    (_row(None, None, 2), "inconclusive"),
     (_row(1.9, 0.06, 2), "clean"),
     (_row(3.0, 0.06, 2), "suspect"),  # not so rare among so many
     (_row(3.0, 0.04, 2), "backdoored"),
@@ -30,14 +30,16 @@ def _row(index, p_value, hits=None, n=2):
     (_row(3.0, 0.04), "suspect"),
   ],
 )
-def test_verdict(row, wanted):
-  assert verdict(row, 2.0) == wanted
+def test_verdict(row, expected):
+  assert verdict(row, 2.0) == expected
 
 
 def _found(norms):
   norms = np.array(norms, np.float32)
   reached = np.isfinite(norms)
-  return Reversed(None, None, norms, reached, None, np.full(len(norms), 7))
+  return ReverseEngineered(
+    None, None, norms, reached, None, np.full(len(norms), 7)
+  )
 
 
 def _judge(norms, left=(), sample=5, hits=1.0, n=2):
@@ -58,27 +60,29 @@ def test_judge():
   assert first["rank"] == 1
   assert first["ratio_to_next"] == pytest.approx(0.05)
   assert second["rank"] == 2 and left["rank"] is None
-  assert got.labels("backdoored") == [5] and got.labels("unsettled") == [8]
+  assert got.labels("backdoored") == [5] and got.labels("inconclusive") == [8]
   # 120 and its MAD of 10.
   assert first["anomaly_index"] == pytest.approx(115 / 14.826)
   json.dumps(got.rows, allow_nan=False)
 
 
 def _said(judged, num=9, held_out=2):
-  return " ".join(words(judged, num, 5, held_out, 2.0))
+  return " ".join(sentences(judged, num, 5, held_out, 2.0))
 
 
-def test_words():
+def test_sentences():
   said = _said(_judge(NORMS))
   assert "Class c5 looks backdoored: a mask of 5 pixels" in said
   assert "median of 5 random classes is 120" in said
   assert "Only 2 images" in said and "no more than 34%" in said
   assert "1 of 9 classes were searched to the end, and no mask" in said
-  assert "were left" not in said
-  assert "1 of 9 classes were left when" in _said(_judge(NORMS, left=[8]))
+  assert "not searched" not in said
+  assert "1 of 9 classes were not searched to the end" in _said(
+    _judge(NORMS, left=[8])
+  )
   said = _said(_judge([*NORMS[:5], 105]), num=6, held_out=50)
   assert said.startswith("No class looks backdoored. No mask is")
-  assert "held out" not in said and "were left" not in said
+  assert "held out" not in said and "not searched" not in said
   said = _said(_judge([*NORMS[:5], 88]), num=6, held_out=50)
   assert "Suspect: c5 (p = " in said
   assert "Of 6 normal draws about 0.1 have an index above 2" in said
@@ -89,29 +93,36 @@ def test_words():
 
 def test_too_few_to_compare_with_is_no_verdict():
   judged = _judge(NORMS, left=[0, 1, 2, 3])
-  assert {r["verdict"] for r in judged.rows} == {"unsettled"}
-  assert _said(judged).startswith("No verdict: 1 classes of the reference")
+  assert {r["verdict"] for r in judged.rows} == {"inconclusive"}
+  assert _said(judged).startswith("No verdict: only 1 of the reference")
 
 
 def test_a_sample_that_no_mask_reached_is_no_verdict():
   judged = _judge([np.nan] * 9)
-  assert _said(judged).startswith("No verdict: 0 classes of the reference")
+  assert _said(judged).startswith("No verdict: only 0 of the reference")
 
 
-def test_arms_that_were_not_reached_tell_nothing_of_chance():
+def test_failed_searches_tell_nothing_of_chance():
   """Five of a sample of forty are compared with, so five widen the null."""
   norms = [*range(100, 150, 10), *([np.nan] * 35), *range(200, 260)]
   judged = _judge(norms, left=range(40, 100), sample=40)
   assert judged.sample == 5 and judged.failed == 35
-  wanted = np.quantile(among_many.chance(65, 5), 0.95)
-  assert judged.threshold == wanted
+  expected = np.quantile(anomaly.null_indices(65, 5), 0.95)
+  assert judged.threshold == expected
   assert "median of 5 random" in _said(_judge([*norms[:-1], 1], sample=40), 100)
 
 
-def test_doubts_on_the_scale():
-  def said(accuracy):
-    return " ".join(words(_judge(NORMS), 9, 5, 50, 2.0, accuracy))
+def test_scale_caveats():
+  assert "is a guess" in scale_caveats({1.0: 0.5, 255.0: 0.5})[0]
+  assert "(1 and 255)" in scale_caveats({1.0: 0.5, 255.0: 0.5})[0]
+  assert "is only 30%" in scale_caveats({1.0: 0.3, 255.0: 0.1})[0]
+  assert scale_caveats({1.0: 0.9, 255.0: 0.1}) == scale_caveats(None) == []
 
-  assert "is a guess" in said({1.0: 0.5, 255.0: 0.5})
-  assert "30% of the clean images only" in said({1.0: 0.3, 255.0: 0.1})
-  assert "clean images" not in said({1.0: 0.9, 255.0: 0.1})
+
+def test_table():
+  lines = table(_judge(NORMS, left=[8]).rows)
+  assert lines[0][:3] == ("c5", "5.0", "7.76")
+  assert lines[0][5:] == ("2/2 (34-100%)", "backdoored")
+  dash = "\N{EN DASH}"
+  assert lines[1][2:] == (dash, dash, dash, "2/2 (34-100%)", "inconclusive")
+  assert table(_judge(NORMS, n=0).rows)[0][5] == dash

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import reference_neural_cleanse as reference
 
-from bdjax.defenses.cost_schedule import Settings, fresh, reschedule
+from bdjax.defenses.neural_cleanse import schedule as cost_schedule
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 
 
 def test_schedule_equals_authors_loop():
-  settings = Settings(patience=3, early_stop_patience=4)
+  settings = SearchSettings(patience=3, early_stop_patience=4)
   rng = np.random.default_rng(0)
   runs, steps = 300, 60
   # Long rows of the same outcome, so that the patience is reached.
@@ -21,12 +22,12 @@ def test_schedule_equals_authors_loop():
       schedule, best, frozen = carry
       success = now[0] >= settings.asr_threshold
       new = jnp.where(success, jnp.minimum(best, now[1]), best)
-      after, stop = reschedule(settings, schedule, success, best, new)
+      after, stop = cost_schedule.update(settings, schedule, success, best, new)
       out = after.cost, new, stop & ~frozen
       return (after, new, frozen | stop), out
 
-    start = fresh(), jnp.float32(jnp.inf), jnp.bool_(False)
-    return jax.lax.scan(step, start, (asr, norm))[1]
+    init = cost_schedule.init(), jnp.float32(jnp.inf), jnp.bool_(False)
+    return jax.lax.scan(step, init, (asr, norm))[1]
 
   costs, norms, stops = jax.jit(jax.vmap(run))(
     jnp.float32(asr), jnp.float32(norm)
@@ -49,15 +50,15 @@ def test_schedule_equals_authors_loop():
 def test_schedule_by_hand():
   """Patience 2: the cost is set at the second success, and doubled one
   success later, as the authors count the second one twice."""
-  settings = Settings(patience=2)
-  schedule, inf = fresh(), jnp.float32(jnp.inf)
+  settings = SearchSettings(patience=2)
+  schedule, inf = cost_schedule.init(), jnp.float32(jnp.inf)
   costs = []
   for success in (True, True, True, True, True, False, False, False, False):
     args = jnp.bool_(success), inf, inf
-    schedule, stop = reschedule(settings, schedule, *args)
+    schedule, stop = cost_schedule.update(settings, schedule, *args)
     costs.append(float(schedule.cost))
     assert not stop
   root = 2**1.5
-  want = [0, 1, 2, 2, 4, 4, 4 / root, 4 / root, 4 / root**2]
-  np.testing.assert_allclose(costs, np.array(want) * 1e-3, rtol=1e-5)
+  expected = [0, 1, 2, 2, 4, 4, 4 / root, 4 / root, 4 / root**2]
+  np.testing.assert_allclose(costs, np.array(expected) * 1e-3, rtol=1e-5)
   assert schedule.raised and schedule.lowered
