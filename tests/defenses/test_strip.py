@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bdjax import evaluation, models, sharding
+from bdjax import batch_sizes, batching, models, sharding
 from bdjax.defenses import strip
 from bdjax.errors import UserError
 from bdjax.models import Weights
@@ -62,9 +62,11 @@ def test_entropy_is_over_the_classes():
 @pytest.mark.parametrize("how", strip.SUPERIMPOSITIONS)
 def test_one_batch_equals_one_image_and_one_overlay_at_a_time(network, how):
   model, weights = network
-  settings = strip.Settings(overlays=9, superimpose=how)  # all of the pool
-  got = jax.jit(strip.entropies(model, settings))((weights, POOL), KEY, IMAGES)
-  apply = jax.jit(lambda x: model.apply(*weights, x, False)[0])
+  settings = dict(overlays=9, superimposition=how)  # all of the pool
+  got = jax.jit(strip.entropies(model, **settings))(
+    (weights, POOL), KEY, IMAGES
+  )
+  apply = jax.jit(lambda x: model.apply(*weights, x)[0])
   want = []
   for image in IMAGES:
     each = []
@@ -82,14 +84,14 @@ def test_every_input_draws_its_own_overlays_without_repetition():
     """A 'network' whose logits tell which overlay it was given."""
 
     @staticmethod
-    def apply(params, batch_stats, images, train):
+    def apply(params, batch_stats, images):
       which = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
       seen.append(which)
       return jnp.zeros((images.shape[0], 2)), batch_stats
 
   seen = []
   pool = jnp.arange(30, dtype=jnp.uint8).reshape(30, 1, 1, 1)
-  run = strip.entropies(Sees, strip.Settings(overlays=10))
+  run = strip.entropies(Sees, overlays=10)
   run((Weights({}, {}), pool), KEY, jnp.zeros((4, 1, 1, 1)))
   rows = np.asarray(seen[0]).reshape(4, 10)
   assert all(len(set(row)) == 10 for row in rows.tolist())
@@ -98,21 +100,32 @@ def test_every_input_draws_its_own_overlays_without_repetition():
 
 def test_chunks_do_not_change_an_entropy(network):
   model, weights = network
-  function = strip.entropies(model, strip.Settings(overlays=9))
+  function = strip.entropies(model, overlays=9)
   mesh = sharding.make_mesh(jax.devices()[:1])
   images = POOL[:6]
-  found = [
-    evaluation.over_images(function, batch, mesh)((weights, POOL), KEY, images)
+  results = [
+    batching.over_images(function, batch, mesh)((weights, POOL), KEY, images)
     for batch in (2, 6)
   ]
-  np.testing.assert_allclose(*found, rtol=1e-4)
+  np.testing.assert_allclose(*results, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("devices", [1, 4, 300])
-def test_chunks_fit_the_devices(devices):
-  for overlays in (1, 100, 1000):
-    got = strip.inputs_at_once(overlays, (28, 28, 1), devices)
-    assert got >= devices and got % devices == 0
+def test_batches_fit_the_devices(monkeypatch, backend, devices):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(batch_sizes, "device_bytes", lambda: 16 * 2**30)
+  sizes = [
+    strip.max_batch_size(overlays, (28, 28, 1), devices=devices)
+    for overlays in (1, 100, 1000)
+  ]
+  assert all(size >= devices and size % devices == 0 for size in sizes)
+  assert sizes == sorted(sizes, reverse=True)
+  images = batch_sizes.max_batch_size((28, 28, 1))
+  if backend == "gpu":  # as many superimpositions on each device
+    assert sizes[0] == images * devices > 1000 * devices
+  else:  # on all together
+    assert sizes[0] == max(images // devices, 1) * devices
 
 
 def test_gaussian_threshold_by_hand():
@@ -136,18 +149,94 @@ def test_rates_outside_are_refused(frr):
 
 
 def test_too_few_images_says_how_many_it_takes():
-  with pytest.raises(UserError, match="takes 200 calibration images.*are 199"):
+  with pytest.raises(
+    UserError, match="the 199 calibration images .* needs 200"
+  ):
     strip.threshold(np.arange(199.0), 0.005, "quantile")
+
+
+def test_one_calibration_image_is_too_few_for_a_normal_fit():
+  with pytest.raises(UserError, match="2 calibration images .got 1"):
+    strip.threshold(np.array([1.0]), 0.1)
 
 
 def test_detector_rejects_below_the_threshold_and_keeps_the_labels(network):
   model, weights = network
-  settings = strip.Settings(overlays=9)
-  found = strip.entropies(model, settings)((weights, POOL), KEY, IMAGES)
-  limit = float(np.sort(found)[2]) + 1e-4
-  guard = strip.detector(KEY, model, weights, POOL, limit, settings)
+  values = strip.entropies(model, 9)((weights, POOL), KEY, IMAGES)
+  limit = float(np.sort(values)[2]) + 1e-4
+  guard = strip.detector(KEY, model, weights, POOL, limit, 9)
   labels, rejected = guard(IMAGES)
-  want = model.apply(*weights, IMAGES, False)[0].argmax(-1)
-  np.testing.assert_array_equal(labels, want)
-  np.testing.assert_array_equal(rejected, np.asarray(found) < limit)
+  expected = model.apply(*weights, IMAGES)[0].argmax(-1)
+  np.testing.assert_array_equal(labels, expected)
+  np.testing.assert_array_equal(rejected, np.asarray(values) < limit)
   assert rejected.sum() == 3
+
+
+def test_calibration_is_on_the_images_that_are_no_overlays(defender):
+  settings = strip.StripSettings(overlays=5, frr="0.1,0.4", unit="nats")
+  (detector,) = strip.calibrate(defender, settings)
+  weights, pool = detector.args
+  assert pool.shape == (12, 8, 8, 1)  # a fifth of 64
+  assert detector.calibration.shape == (52,)
+  every = {x.tobytes() for x in np.asarray(defender.images)}
+  overlays = {x.tobytes() for x in np.asarray(pool)}
+  assert len(overlays) == 12 and overlays < every
+  # The higher the more suspicious: minus the entropies, in nats.
+  entropies = -detector.calibration
+  assert 0 <= entropies.min() < entropies.max() <= np.log(4) + 1e-5
+  for rate, limit in detector.thresholds.items():
+    expected = -strip.threshold(entropies, rate)
+    assert limit == expected
+    assert abs(np.mean(detector.calibration > limit) - rate) < 0.15
+  assert list(detector.thresholds) == [0.1, 0.4]
+  assert detector.details["entropy_thresholds"]["0.4"] == -limit
+  assert detector.unit == "-entropy, nats"
+  # All scores, those of the calibration images among them.
+  others = strip.StripSettings(overlays=12, calibration=7)
+  (detector,) = strip.calibrate(defender, others)
+  assert detector.calibration.shape == (7,)
+  assert detector.details["overlays"] == 12
+  score = jax.jit(detector.score)(
+    detector.args, KEY, defender.images.astype(jnp.float32) / 255
+  )
+  # With all of the pool, the draw is only an order.
+  got = np.sort(score)
+  assert all(np.abs(got - x).min() < 1e-4 for x in detector.calibration)
+
+
+def test_overlays_default_to_a_hundred_or_a_small_pool(defender):
+  (detector,) = strip.calibrate(defender)
+  assert detector.details["overlays"] == 12
+  assert list(detector.thresholds) == [0.005, 0.01, 0.02, 0.05]
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"overlays": 63}, "overlays must be at most 62 .got 63.: the defender"),
+    ({"overlays": 0}, "overlays must be at least 1 .got 0"),
+    ({"superimpose": "mix"}, "superimpose must be one of additive"),
+    ({"unit": "bans"}, "unit must be one of bits, nats"),
+    ({"threshold": "mean"}, "threshold must be one of gaussian, quantile"),
+    ({"frr": "0.1,2"}, "frr must be between 0 and 1 .got 2"),
+    ({"frr": "a"}, "frr must be numbers with commas"),
+    ({"frr": "0.01", "threshold": "quantile"}, "raise it, use the gaussian"),
+  ],
+)
+def test_settings_that_do_not_fit_are_one_line(defender, settings, words):
+  with pytest.raises(UserError, match=words) as error:
+    strip.calibrate(defender, strip.StripSettings(**settings))
+  assert "\n" not in str(error.value)
+
+
+def test_published_scores_are_of_the_published_settings():
+  standard = strip.METHOD.standard
+  assert standard(strip.StripSettings())
+  assert standard(strip.StripSettings(overlays=100, frr="0.01"))
+  for other in (
+    {"overlays": 20},
+    {"superimpose": "blend"},
+    {"unit": "nats"},
+    {"threshold": "quantile"},
+  ):
+    assert not standard(strip.StripSettings(**other))

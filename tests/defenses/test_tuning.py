@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from bdjax import models, sharding
-from bdjax.attacks.triggers import Trigger, place, stamp
-from bdjax.defenses import pruning, tuning
+from bdjax.defenses import tuning
 from bdjax.errors import UserError
 from bdjax.models import Weights
+from bdjax.models.masking import masked, prune
 
 KEY = jax.random.key(13)
 SHAPE = (8, 8, 1)
@@ -20,7 +20,6 @@ LABELS = jnp.arange(64, dtype=jnp.int32) % 2
 _BRIGHTER = jnp.repeat(jax.nn.one_hot(LABELS, 2, dtype=jnp.int32), 4, axis=1)
 IMAGES = jax.random.randint(KEY, (64, *SHAPE), 0, 200)
 IMAGES = (IMAGES + 55 * _BRIGHTER[:, None, :, None]).astype(jnp.uint8)
-WHITE = place(jnp.ones((2, 2, 1)), jnp.array([6, 6]), 8, 8)
 
 
 def _network(name="cnn"):
@@ -32,7 +31,7 @@ def _network(name="cnn"):
 def _tune(**settings):
   model, _ = _network()
   settings = {"epochs": 3, "learning_rate": 0.1} | settings
-  return tuning.make_tune(model, 16, MESH, **settings)
+  return tuning.compile_tuning(model, 16, MESH, **settings)
 
 
 def _same(left, right):
@@ -42,14 +41,14 @@ def _same(left, right):
 def test_one_step_by_hand():
   # One batch of all images; Nesterov's first step is 1 + momentum gradients.
   model, weights = _network()
-  tune = tuning.make_tune(
+  tune = tuning.compile_tuning(
     model, 64, MESH, epochs=1, learning_rate=0.1, weight_decay=0.01
   )
   tuned, metrics = tune(KEY, weights, IMAGES, LABELS)
   images = IMAGES.astype(jnp.float32) / 255
 
   def loss(params):
-    logits, _ = model.apply(params, {}, images, True)
+    logits, _ = model.apply(params, {}, images, train=True)
     return optax.softmax_cross_entropy_with_integer_labels(
       logits, LABELS
     ).mean()
@@ -75,7 +74,7 @@ def test_tuning_learns_and_metrics_are_of_every_step():
 
 
 def test_every_image_is_seen_once_an_epoch():
-  rows = tuning._batches(KEY, 35, 8, 3)
+  rows = tuning.batch_rows(KEY, 35, 8, 3)
   assert rows.shape == (12, 8)  # three images are left out of each epoch
   epochs = np.asarray(rows).reshape(3, 32)
   assert all(len(set(epoch.tolist())) == 32 for epoch in epochs)
@@ -112,9 +111,9 @@ def test_pruned_weights_stay_exactly_zero():
 def test_pruned_channels_stay_pruned():
   model, weights = _network()
   masks = {"conv_2": jnp.array([0.0, 1.0, 1.0, 0.0])}
-  pruned = pruning.prune(weights, masks)
-  tune = tuning.make_tune(
-    pruning.masked(model),
+  pruned = prune(weights, masks)
+  tune = tuning.compile_tuning(
+    masked(model),
     16,
     MESH,
     epochs=3,
@@ -133,7 +132,7 @@ def test_pruned_channels_stay_pruned():
 
 def test_batch_statistics_move_on_to_the_defenders_data():
   model, weights = _network("minivgg")
-  tune = tuning.make_tune(model, 64, MESH, epochs=1, learning_rate=0.0)
+  tune = tuning.compile_tuning(model, 64, MESH, epochs=1, learning_rate=0.0)
   tuned, _ = tune(KEY, weights, IMAGES, LABELS)
   _same(tuned.params, weights.params)
   out = jax.lax.conv_general_dilated(
@@ -146,54 +145,6 @@ def test_batch_statistics_move_on_to_the_defenders_data():
   got = tuned.batch_stats["norms"][0]["mean"]
   want = 0.1 * out.mean((0, 1, 2))  # from 0, with momentum 0.9
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
-
-
-def test_unlearning_is_tuning_on_stamped_images_with_their_labels():
-  _, weights = _network()
-  always = functools.partial(tuning.unlearn, rate=1.0)
-  got, metrics = _tune(transform=always)(
-    KEY, weights, IMAGES, LABELS, None, WHITE
-  )
-  assert metrics["poisoned"].tolist() == [16] * 12
-  stamped = IMAGES.at[:, 6:, 6:].set(255)
-  want, _ = _tune()(KEY, weights, stamped, LABELS)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
-    got,
-    want,
-  )
-
-
-def test_a_share_is_stamped_and_labels_stay():
-  images = jax.random.uniform(KEY, (2000, *SHAPE))
-  labels = jnp.arange(2000, dtype=jnp.int32) % 7
-  run = jax.jit(lambda key: tuning.unlearn(WHITE)(key, images, labels))
-  got, kept, stamped = run(KEY)
-  np.testing.assert_array_equal(kept, labels)
-  assert abs(int(stamped.sum()) - 400) < 72  # four sd
-  want = images.at[:, 6:, 6:].set(1.0)
-  want = jnp.where(stamped[:, None, None, None], want, images)
-  np.testing.assert_array_equal(got, want)
-  keys = jax.random.split(KEY, 2)
-  batched = jax.vmap(run)(keys)
-  for i, key in enumerate(keys):
-    _same(jax.tree.map(lambda x, i=i: x[i], batched), run(key))
-
-
-def test_each_of_several_triggers_is_drawn():
-  triggers = Trigger(
-    jnp.ones((3, 8, 8, 1)),
-    jnp.array([0.1, 0.5, 0.9])[:, None, None, None] * jnp.ones((3, *SHAPE)),
-  )
-  images = jnp.zeros((600, *SHAPE))
-  labels = jnp.zeros(600, jnp.int32)
-  got, _, stamped = tuning.unlearn(triggers, 1.0)(KEY, images, labels)
-  assert stamped.all()
-  one = stamp(Trigger(triggers.mask[1], triggers.pattern[1]), images[0])
-  found, counts = np.unique(got[:, 0, 0, 0], return_counts=True)
-  np.testing.assert_allclose(found, [0.1, 0.5, 0.9], rtol=1e-6)
-  assert found[1] == one[0, 0, 0]
-  assert abs(counts - 200).max() < 50
 
 
 def test_a_population_equals_a_loop():
@@ -214,6 +165,6 @@ def test_a_population_equals_a_loop():
 
 def test_too_few_images():
   _, weights = _network()
-  message = "15 images fill no batch of 16; take a batch size up to 15"
+  message = r"batch_size must be at most 15, .* \(got 16\)"
   with pytest.raises(UserError, match=message):
     _tune()(KEY, weights, IMAGES[:15], LABELS[:15])

@@ -5,12 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bdjax import evaluation, models, sharding
-from bdjax.defenses import pruning
-from bdjax.defenses.masking import mask_channels
-from bdjax.defenses.prefixes import over_prefixes, predict_prefixes
+from bdjax import batching, models, sharding
+from bdjax.defenses import incremental_pruning
+from bdjax.defenses.incremental_pruning import (
+  over_prefixes,
+  predict_prefixes,
+  prefix_masks,
+)
 from bdjax.models import Weights
-from bdjax.models.base import HeadInTwo, Model
+from bdjax.models.base import Model, SplitHead
+from bdjax.models.masking import check_layer, mask_channels
 
 KEY = jax.random.key(5)
 MESH = sharding.make_mesh(jax.devices()[:1])
@@ -47,21 +51,21 @@ def _direct(model, weights, images, order):
   return features, np.array(
     [
       head(*weights, mask_channels(features, mask))
-      for mask in pruning.prefix_masks(order)
+      for mask in prefix_masks(order)
     ]
   )
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 100])
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_recurrence_equals_a_head_of_masked_features(name, at_once):
+def test_the_recurrence_equals_a_head_of_masked_features(name, chunk_size):
   model, weights, images, order = network(name)
   features, want = _direct(model, weights, images, order)
 
   @jax.jit
   def run(weights, features, order):
     return over_prefixes(
-      model, weights, features, order, lambda x: x, min(at_once, len(order))
+      model, weights, features, order, lambda x: x, min(chunk_size, len(order))
     )
 
   got = run(weights, features, order)
@@ -76,8 +80,8 @@ def test_the_recurrence_equals_a_head_of_masked_features(name, at_once):
 def test_predictions_over_batches_with_a_padded_last_one(name):
   model, weights, images, order = network(name)
   _, logits = _direct(model, weights, images, order)
-  layer = pruning.check_layer(model, images.shape[1:])
-  run = evaluation.over_images(predict_prefixes(model, layer), 2, MESH)
+  layer = check_layer(model, images.shape[1:])
+  run = batching.over_images(predict_prefixes(model, layer), 2, MESH)
   got = np.asarray(run((weights, order), KEY, images))
   assert got.shape == (5, len(order) + 1) and got.dtype == np.int32
   want = logits.argmax(-1).T
@@ -91,7 +95,7 @@ def test_predictions_over_batches_with_a_padded_last_one(name):
 def test_the_batch_is_cut_over_devices():
   model, weights, images, order = network("cnn")
   both = [
-    evaluation.over_images(
+    batching.over_images(
       predict_prefixes(model, "conv_2"), 4, sharding.make_mesh(devices)
     )((weights, order), KEY, images)
     for devices in (jax.devices()[:1], jax.devices()[:4])
@@ -104,10 +108,10 @@ def test_by_hand():
   kernel = jnp.array([[1.0, 0.0], [-3.0, 2.0]])
   bias = jnp.array([0.5, -1.0])
 
-  def enter(params, batch_stats, x):
+  def linear(params, batch_stats, x):
     return x[:, 0, 0] @ params["kernel"] + params["bias"][None]
 
-  def leave(params, batch_stats, z):
+  def rest(params, batch_stats, z):
     return jnp.maximum(z, 0.0)
 
   def of_channel(params, channel, channels):
@@ -115,8 +119,8 @@ def test_by_hand():
     row = params["kernel"][channel][None]
     return {"kernel": row, "bias": jnp.zeros(2)}
 
-  two = HeadInTwo(enter, leave, of_channel)
-  model = Model(None, None, None, None, head_in_two=two)
+  split_head = SplitHead(linear, rest, of_channel)
+  model = Model(None, None, None, None, split_head=split_head)
   features = jnp.array([4.0, 1.0]).reshape(1, 1, 1, 2)
   got = over_prefixes(
     model,
@@ -124,7 +128,7 @@ def test_by_hand():
     features,
     jnp.array([1, 0]),
     lambda logits: logits,
-    at_once=1,
+    chunk_size=1,
   )
   # Whole: (4 - 3 + 0.5, 2 - 1); without channel 1: (4.5, -1); without both.
   want = [[[1.5, 1.0]], [[4.5, 0.0]], [[0.5, 0.0]]]
@@ -136,7 +140,7 @@ def test_a_head_that_does_not_come_in_two_is_masked():
   images = images.astype(np.float32) / 255
   both = [
     jax.jit(predict_prefixes(m, "conv_2"))((weights, order), KEY, images)
-    for m in (model, model._replace(head_in_two=None))
+    for m in (model, model._replace(split_head=None))
   ]
   np.testing.assert_array_equal(*both)
 
@@ -156,3 +160,21 @@ def test_bfloat16_sums_in_float32():
   assert got.dtype == jnp.float32
   scale = np.abs(want).max()
   np.testing.assert_allclose(got, want, atol=0.02 * scale)
+
+
+def test_chunks_on_an_accelerator_fill_its_share_of_memory(monkeypatch):
+  model, weights, images, order = network("cnn")
+  features, _ = _direct(model, weights, images, order)
+  shapes = jax.eval_shape(model.split_head.linear, *weights, features)
+  sum_bytes = 4 * shapes.size
+  assert incremental_pruning.default_chunk_size(model, weights, features) == 1
+  predict = predict_prefixes(model, "conv_2")
+  args = (weights, order), KEY, images.astype(np.float32) / 255
+  expected = jax.jit(predict)(*args)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  for limit, size in ((0, 1), (2 * sum_bytes + 1, 2), (2**28, 4)):
+    monkeypatch.setattr(incremental_pruning, "_CHUNK_BYTES", limit)
+    got = incremental_pruning.default_chunk_size(model, weights, features)
+    assert got == size
+  got = jax.jit(lambda *args: predict(*args))(*args)
+  np.testing.assert_array_equal(got, expected)

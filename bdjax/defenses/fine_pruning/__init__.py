@@ -1,0 +1,1 @@
+"""Fine-pruning: prune, then fine-tune what is left."""
