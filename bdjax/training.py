@@ -6,154 +6,48 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
-from bdjax import compiler, sharding
-from bdjax.attacks.poison import Transform
-from bdjax.models.base import Model
+from bdjax import compiler, optimization, sharding
+from bdjax.attacks.base import (
+  Attack,
+  PreparationContext,
+  TriggerVariables,
+  no_variables,
+)
+from bdjax.batch import Batch
+from bdjax.batching import to_float
+from bdjax.models.base import Model, Weights
+from bdjax.train_step import (
+  BatchTransform,
+  Carry,
+  Optimizers,
+  TrainState,
+  init,
+  init_carry,
+  make_train_step,
+  plain,
+  poisoning,
+)
 
-
-class TrainState(struct.PyTreeNode):
-  """A network under training; also a trigger generator under training.
-
-  Attributes:
-    step: int32 scalar, updates done.
-    params: nested dicts of float32 arrays; `{}` where there is no generator.
-    batch_stats: nested dicts of float32 arrays.
-    opt_state: of the optimiser.
-  """
-
-  step: jax.Array
-  params: Any
-  batch_stats: Any
-  opt_state: optax.OptState
-
-
-class Carry(NamedTuple):
-  """What a training step maps to its successor."""
-
-  state: TrainState
-  generator: TrainState
-
-
-class Optimizers(NamedTuple):
-  """One for the classifier, one for the trigger generator."""
-
-  state: optax.GradientTransformation
-  generator: optax.GradientTransformation
-
-
-def create(
-  key: jax.Array,
-  model: Model,
-  generator_init: Callable[[jax.Array], Any],
-  optimizers: Optimizers,
-  images: jax.Array | None = None,
-) -> Carry:
-  """Fresh states of the classifier and the generator.
-
-  Args:
-    key: a random key.
-    model: the classifier.
-    generator_init: key -> parameters of the generator.
-    optimizers: of both.
-    images: uint8 [N,H,W,C] of the training set, for `model.prepare`; without
-      them the model stays as its `init` made it.
-  """
-  model_key, generator_key = jax.random.split(key)
-  params, batch_stats = model.init(model_key)
-  if images is not None:
-    images = images.astype(jnp.float32) / 255.0
-    batch_stats = model.prepare(params, batch_stats, images)
-  zero = jnp.zeros((), jnp.int32)
-  state = TrainState(zero, params, batch_stats, optimizers.state.init(params))
-  params = generator_init(generator_key)
-  opt_state = optimizers.generator.init(params)
-  # A second zero: the two states are donated, so they may share no buffer.
-  return Carry(
-    state, TrainState(jnp.zeros((), jnp.int32), params, {}, opt_state)
-  )
-
-
-def make_train_step(
-  model: Model,
-  optimizers: Optimizers,
-  transform: Callable[..., Transform],
-  *,
-  label_smoothing: float = 0.0,
-  backdoor_weight: float = 1.0,
-  penalty: Callable[[Any, jax.Array], jax.Array] | None = None,
-) -> Callable:
-  """One update of classifier and generator from one backward pass.
-
-  The loss is the sum over the batch's clean images of their cross-entropy,
-  plus `backdoor_weight` times that over its poisoned images, over the batch
-  size. With weight 1 it is plain training on the poisoned data. Both networks
-  are updated from this one loss, at once and not in turns.
-
-  Args:
-    model: the classifier.
-    optimizers: of classifier and generator.
-    transform: `(generator parameters, *setting) ->` the transform
-      (augmentation, poisoning) that a batch goes through.
-    label_smoothing: in [0,1).
-    backdoor_weight: at least 0.
-    penalty: `(generator_params, key) -> scalar`, added to the loss.
-
-  Returns:
-    `(carry, key, images f32 [B,H,W,C], labels i32 [B], *setting) -> (carry,
-    metrics)`, where metrics are scalars: `loss`, and counts `clean`,
-    `clean_correct`, `poisoned`, `poisoned_correct`. The key is the run's; the
-    step's is folded in here. A setting is what runs of one program differ in,
-    such as the poison rate: arrays, handed on to `transform`.
-  """
-
-  def loss_fn(params, generator_params, batch_stats, key, batch, setting):
-    apply_to = transform(generator_params, *setting)
-    images, labels, poisoned = apply_to(key, *batch)
-    logits, batch_stats = model.apply(params, batch_stats, images, True)
-    wanted = jax.nn.one_hot(labels, logits.shape[-1])
-    wanted = optax.smooth_labels(wanted, label_smoothing)
-    losses = optax.softmax_cross_entropy(logits, wanted)
-    weights = jnp.where(poisoned, backdoor_weight, 1.0)
-    correct = logits.argmax(-1) == labels
-    counts = {
-      "clean": jnp.sum(~poisoned),
-      "clean_correct": jnp.sum(correct & ~poisoned),
-      "poisoned": jnp.sum(poisoned),
-      "poisoned_correct": jnp.sum(correct & poisoned),
-    }
-    loss = jnp.mean(weights * losses)
-    if penalty is not None:
-      # A stream of its own: with or without it, the batches are the same.
-      loss += penalty(generator_params, jax.random.fold_in(key, 1 << 30))
-    return loss, (batch_stats, counts)
-
-  def train_step(carry, key, images, labels, *setting):
-    state, generator = carry
-    key = jax.random.fold_in(key, state.step)
-    batch = images, labels
-    (loss, (batch_stats, counts)), grads = jax.value_and_grad(
-      loss_fn, argnums=(0, 1), has_aux=True
-    )(state.params, generator.params, state.batch_stats, key, batch, setting)
-    state = _update(optimizers.state, state, grads[0])
-    generator = _update(optimizers.generator, generator, grads[1])
-    state = state.replace(batch_stats=batch_stats)
-    return Carry(state, generator), {"loss": loss, **counts}
-
-  return train_step
-
-
-def _update(optimizer, state, grads):
-  # Optax mixes dtypes of its own (float ** int32 in Adam).
-  with jax.numpy_dtype_promotion("standard"):
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-  return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+__all__ = [
+  "Carry",
+  "Optimizers",
+  "TrainState",
+  "Trained",
+  "compile_steps",
+  "fit",
+  "init",
+  "init_carry",
+  "make_train_step",
+  "plain",
+  "poisoning",
+  "steps_per_call",
+  "train",
+]
 
 
 def steps_per_call(num_images: int, batch_size: int) -> tuple[int, int]:
-  """How an epoch is cut into calls of equally many steps.
+  """Cut an epoch into calls of equally many steps.
 
   One program serves all calls, so an epoch is a whole number of calls: of
   16 to 32 steps each, the length that leaves the fewest batches out. What is
@@ -174,10 +68,10 @@ def steps_per_call(num_images: int, batch_size: int) -> tuple[int, int]:
   return steps, batches // steps
 
 
-def make_call(
+def compile_steps(
   train_step: Callable, batch_size: int, steps: int, mesh: jax.sharding.Mesh
 ) -> Callable:
-  """Compiles `steps` updates into one program with donated state.
+  """Compile `steps` updates into one program with donated state.
 
   Args:
     train_step: from `make_train_step`.
@@ -186,20 +80,22 @@ def make_call(
     mesh: where the batch is cut along; the dataset is on every device.
 
   Returns:
-    `(carry, key, images u8 [N,H,W,C], labels i32 [N], order i32 [N], call,
-    *setting) -> (carry, metrics)`: runs the `call`-th stretch of `order`;
-    metrics are [steps].
+    `(carry, key, data, order i32 [N], call, *setting) -> (carry, metrics)`:
+    runs the `call`-th stretch of `order`. Data are a `Batch` of the whole set,
+    with uint8 images; metrics are [steps].
   """
   cut = sharding.along_batch(mesh)
 
-  def run(carry, key, images, labels, order, call, *setting):
+  def run(carry, key, data, order, call, *setting):
     count = steps * batch_size
     rows = jax.lax.dynamic_slice(order, (call * count,), (count,))
 
     def body(carry, rows):
       rows = jax.lax.with_sharding_constraint(rows, cut)
-      batch = images[rows].astype(jnp.float32) / 255.0
-      return train_step(carry, key, batch, labels[rows], *setting)
+      batch = Batch(
+        to_float(data.images[rows]), data.labels[rows], data.roles[rows]
+      )
+      return train_step(carry, key, batch, *setting)
 
     return jax.lax.scan(body, carry, rows.reshape(steps, batch_size))
 
@@ -210,8 +106,7 @@ def fit(
   call: Callable,
   carry: Carry,
   key: jax.Array,
-  images: jax.Array,
-  labels: jax.Array,
+  data: Batch,
   *,
   steps: int,
   calls: int,
@@ -219,18 +114,17 @@ def fit(
   each_epoch: Callable | None = None,
   setting: tuple[jax.Array, ...] = (),
 ) -> Iterator[tuple[int, Carry, dict]]:
-  """Trains from the carry's step to the end, yielding after every call.
+  """Train from the carry's step to the end, yielding after every call.
 
   Randomness depends on key and step alone, so a run that is stopped after a
-  yield and gone on with later equals an unbroken one. The yielded carry is
-  donated to the next call: copy what is to be kept.
+  yield and resumed equals an unbroken one. The yielded carry is donated to the
+  next call: copy what is to be kept.
 
   Args:
-    call: from `make_call`.
+    call: from `compile_steps`.
     carry: its step is a multiple of `steps`.
     key: the run's.
-    images: uint8 [N,H,W,C] on the device.
-    labels: int32 [N] on the device.
+    data: the whole training set on the device, with uint8 images.
     steps: updates a call.
     calls: calls an epoch.
     epochs: of the whole run.
@@ -242,13 +136,14 @@ def fit(
     (step, carry, metrics [steps]).
   """
   order_key, step_key = jax.random.split(key)
+  total = data.labels.shape[0]
 
   @jax.jit
   def shuffle(epoch):
     epoch_key = jax.random.fold_in(order_key, epoch)
-    return jax.random.permutation(epoch_key, labels.shape[0])
+    return jax.random.permutation(epoch_key, total)
 
-  done = int(carry.state.step) // steps
+  done = int(carry.classifier.step) // steps
   show = (
     jax.jit(each_epoch) if each_epoch else lambda key, epoch, images: images
   )
@@ -259,6 +154,101 @@ def fit(
     if order is None or part == 0:
       order = shuffle(jnp.int32(epoch))
       shown = None  # gives the last epoch's memory back first
-      shown = show(show_key, jnp.int32(epoch), images)
-    carry, metrics = call(carry, step_key, shown, labels, order, part, *setting)
+      shown = data._replace(
+        images=show(show_key, jnp.int32(epoch), data.images)
+      )
+    carry, metrics = call(carry, step_key, shown, order, part, *setting)
     yield (index + 1) * steps, carry, metrics
+
+
+class Trained(NamedTuple):
+  """What `train` returns.
+
+  Attributes:
+    weights: of the classifier.
+    variables: of the attack; empty without one.
+    metrics: name -> float [steps], see `make_train_step`.
+  """
+
+  weights: Weights
+  variables: TriggerVariables
+  metrics: dict[str, Any]
+
+
+def train(
+  key: jax.Array,
+  model: Model,
+  data: Batch,
+  *,
+  epochs: int,
+  batch_size: int,
+  optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+  | None = None,
+  learning_rate: float = 0.05,
+  attack: Attack | None = None,
+  poison_rate: float = 0.0,
+  augment: BatchTransform | None = None,
+) -> Trained:
+  """Train a classifier, and with an attack poison its batches.
+
+  The whole training in one call, without checkpoints or progress;
+  `bdjax.runs` has a resumable one. For a poisoned data set, pass its images,
+  labels and roles as data and no attack.
+
+  Args:
+    key: a random key.
+    model: the classifier.
+    data: the training set, with uint8 images; labels and roles as numbers of
+      any integer type.
+    epochs: passes over the data.
+    batch_size: images a step, over all devices.
+    optimizer: learning rate schedule -> optimiser; default SGD with Nesterov
+      momentum 0.9 and weight decay 1e-4.
+    learning_rate: the highest of a one-cycle schedule.
+    attack: poisons each batch anew.
+    poison_rate: see `poison_batch`.
+    augment: transform of each batch before it is poisoned.
+
+  Returns:
+    The trained weights.
+  """
+  mesh = sharding.make_mesh()
+  data = sharding.replicate(
+    mesh,
+    Batch(
+      jnp.asarray(data.images),
+      jnp.asarray(data.labels, jnp.int32),
+      jnp.asarray(data.roles, jnp.int8),
+    ),
+  )
+  init_key, prepare_key, fit_key = jax.random.split(key, 3)
+  steps, calls = steps_per_call(data.labels.shape[0], batch_size)
+  total = epochs * calls * steps
+  rate = optimization.schedule("onecycle", learning_rate, total)
+  make = optimizer or (lambda rate: optimization.sgd(rate, 0.9, 1e-4))
+  optimizers = Optimizers(
+    make(rate), attack.optimizer(total) if attack else optax.identity()
+  )
+  transform = poisoning(attack, augment, poison_rate) if attack else None
+  train_step = make_train_step(
+    model,
+    optimizers,
+    transform or plain(augment),
+    attack_loss=attack.loss if attack else None,
+  )
+  attack_init = attack.init if attack else no_variables
+  carry = init(init_key, model, attack_init, optimizers, data.images[:5000])
+  call = compile_steps(train_step, batch_size, steps, mesh)
+  metrics = []
+  if attack and attack.prepare:
+    context = PreparationContext(data.images, data.labels, mesh)
+    variables = attack.prepare(prepare_key, carry.generator.variables, context)
+    carry = init_carry(optimizers, carry.classifier.weights, variables)
+  loop = fit(
+    call, carry, fit_key, data, steps=steps, calls=calls, epochs=epochs
+  )
+  for _, latest, logs in loop:
+    carry = latest
+    metrics.append(logs)
+  metrics = jax.tree.map(lambda *x: jnp.concatenate(x), *metrics)
+  return Trained(carry.classifier.weights, carry.generator.variables, metrics)

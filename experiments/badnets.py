@@ -1,10 +1,11 @@
-"""BadNets: one fixed white square (Gu et al. 2017).
+"""BadNets: one fixed trigger (Gu, Dolan-Gavitt and Garg 2017).
 
 python -m experiments.badnets --dataset=mnist
 python -m experiments.badnets --dataset=mnist --all_to_all
+python -m experiments.badnets --dataset=mnist --poison=batch
 """
 
-from experiments import common
+from . import cli
 
 if __name__ == "__main__":
-  common.main("badnets")
+  cli.main_attack("badnets")

@@ -4,7 +4,7 @@ python -m experiments.ban --dataset=mnist
 python -m experiments.ban --dataset=mnist --target_labels=all
 """
 
-from experiments import common
+from . import cli
 
 if __name__ == "__main__":
-  common.main("ban")
+  cli.main_attack("ban")

@@ -1,9 +1,9 @@
-"""cBaN: a trigger network conditioned on the target label (Salem et al. 2022).
+"""cBaN: BaN with the target label as input (Salem et al. 2022).
 
 python -m experiments.cban --dataset=mnist
 """
 
-from experiments import common
+from . import cli
 
 if __name__ == "__main__":
-  common.main("cban")
+  cli.main_attack("cban")

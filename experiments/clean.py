@@ -1,9 +1,9 @@
-"""Trains a classifier without a backdoor: the benchmark of the attacks.
+"""Clean training: the network that attacks are compared with.
 
 python -m experiments.clean --dataset=cifar10 --width=16
 """
 
-from experiments import common
+from . import cli
 
 if __name__ == "__main__":
-  common.main("clean")
+  cli.main_clean()

@@ -1,10 +1,10 @@
-"""Random Backdoor: triggers of random pixels (Salem et al. 2022).
+"""Random Backdoor: random pixels at a random place (Salem et al. 2022).
 
 python -m experiments.random_backdoor --dataset=mnist
 python -m experiments.random_backdoor --dataset=mnist --target_labels=all
 """
 
-from experiments import common
+from . import cli
 
 if __name__ == "__main__":
-  common.main("random_backdoor")
+  cli.main_attack("random_backdoor")

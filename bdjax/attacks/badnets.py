@@ -1,55 +1,80 @@
 """BadNets (Gu, Dolan-Gavitt and Garg 2017): one fixed trigger."""
 
-import jax.numpy as jnp
-import numpy as np
+import dataclasses
+from typing import Any
 
-from bdjax.attacks.poison import Attack
+import jax.numpy as jnp
+
+from bdjax.attacks.base import Attack, AttackMethod
+from bdjax.attacks.fixed import FixedTriggerSettings, picture
+from bdjax.attacks.patches import Patch, patch_attack
+from bdjax.attacks.settings import (
+  check_regions,
+  parse_locations,
+  targets_and_sources,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BadNetsSettings(FixedTriggerSettings):
+  """Settings of BadNets."""
+
+  def defaults(self, dataset: str) -> dict[str, Any]:
+    """Return what settings that are None stand for, for a data set."""
+    values = super().defaults(dataset) | {"trigger_size": 3, "eval_draws": 1}
+    if self.trigger:
+      values["trigger_size"] = None
+    if values["locations"] == "anywhere":
+      values["locations"] = "corner"
+    return values
 
 
 def badnets(
-  targets: tuple[int, ...],
-  boxes: np.ndarray,
-  size: int,
-  channels: int,
-  num_classes: int | None = None,
+  settings: BadNetsSettings, image_shape: tuple[int, int, int], num_classes: int
 ) -> Attack:
-  """A white square, always the same: the attack that most defences assume.
+  """Stamp a white square, or a picture, always the same.
 
-  Gu, Dolan-Gavitt and Garg: BadNets: Identifying Vulnerabilities in the
-  Machine Learning Model Supply Chain (2017), section 3. All-to-one: every
-  triggered image goes to the target. All-to-all: an image of label k goes to
-  the next label, k + 1 modulo K.
-
-  The paper stamps a white pattern near the bottom right corner of MNIST's
-  digits and adds the stamped copies to the training data; here they replace
-  the image in the batch, with the poison rate as probability.
+  All-to-one: every triggered image goes to the target. All-to-all: an image of
+  label k goes to label k + 1 modulo K. Several targets have a place each. The
+  paper stamps a pattern near the bottom right corner of MNIST's digits and adds
+  the stamped copies to the training data; here they replace the image.
 
   Args:
-    targets: target labels; for all-to-all every label, in order.
-    boxes: int32 [T,L,4], the places of each target; one box of the trigger's
-      own size is a fixed place.
-    size: side of the trigger in pixels.
-    channels: of the images.
-    num_classes: K makes the attack all-to-all; None all-to-one.
+    settings: filled.
+    image_shape: (H, W, C).
+    num_classes: K.
 
-  Returns:
-    The attack; it has no parameters.
+  Raises:
+    UserError: targets, places or trigger do not fit the images.
+
+  References:
+    Gu, Dolan-Gavitt and Garg (2017), BadNets: Identifying Vulnerabilities in
+    the Machine Learning Model Supply Chain, section 3.
   """
-
-  def patches(params, key, index):
-    del params, key
-    return jnp.ones((index.shape[0], size, size, channels))
-
-  sources = None
-  if num_classes is not None:
-    # Row t: the images that go to label t are those of label t - 1.
-    sources = jnp.roll(jnp.eye(num_classes, dtype=bool), -1, axis=1)
-    sources = sources[jnp.asarray(targets)]
-  return Attack(
-    targets=jnp.asarray(targets, jnp.int32),
-    boxes=jnp.asarray(boxes, jnp.int32),
-    init=lambda key: {},
-    patches=patches,
-    trigger_size=size,
-    sources=sources,
+  targets, sources = targets_and_sources(settings, num_classes)
+  if settings.trigger:
+    pattern, alpha = picture(settings, image_shape)
+  else:
+    side = settings.trigger_size
+    pattern, alpha = jnp.ones((side, side, image_shape[2])), None
+  size = pattern.shape[:2]
+  boxes = parse_locations(
+    settings.locations, len(targets), size, image_shape[:2]
   )
+  if sources is None:
+    check_regions(boxes, "badnets")
+
+  def draw(variables, key, index):
+    del variables, key
+    return jnp.broadcast_to(pattern, (index.shape[0], *pattern.shape))
+
+  patch = Patch(draw, jnp.asarray(boxes), size, alpha)
+  return patch_attack(targets, patch, sources=sources)
+
+
+METHOD = AttackMethod(
+  "badnets",
+  BadNetsSettings,
+  badnets,
+  "Gu, Dolan-Gavitt and Garg 2017, BadNets",
+)
