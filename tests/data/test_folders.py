@@ -218,19 +218,6 @@ def test_no_such_path(fails, tmp_path):
   assert "an image, not a folder" in fails(folders.read_image, tmp_path)
 
 
-def test_write_png_comes_back(tmp_path):
-  for image in (PIXELS, GRAY[..., None]):
-    folders.write_png(str(tmp_path / "a.png"), image)
-    np.testing.assert_array_equal(folders.read_image(tmp_path / "a.png"), image)
-  assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-  for image in (GRAY, PIXELS / 255, PIXELS[..., :2], PIXELS[None]):
-    with pytest.raises(ValueError, match="image must be uint8"):
-      folders.write_png(tmp_path / "b.png", image)
-  with pytest.raises(FileNotFoundError):
-    folders.write_png(tmp_path / "none" / "b.png", PIXELS)
-  assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
 def test_real_faces():
   folder = pathlib.Path(
     os.environ.get("BDJAX_CSAW_DIR", ROOT.parent / "shared/csaw")
