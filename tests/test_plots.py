@@ -1,39 +1,11 @@
-"""Tests of bdjax.plots: files that open, and that show what was handed in."""
+"""Tests of bdjax.plots on attacks and trainings: what the PNGs show."""
 
 import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from drawing import BLUE, NAMES, RED, colours, noise, pixel_counts, read
 
 from bdjax import plots
-
-NAMES = ["airplane", "automobile", "bird", "cat", "deer"] + [
-  f"a class with a long name {index}" for index in range(5)
-]
-
-
-def opened(path) -> np.ndarray:
-  """The pixels of a PNG, uint8 [H,W,3]; nothing else lies beside it."""
-  assert [file.name for file in path.parent.iterdir()] == [path.name]
-  with Image.open(path) as image:
-    assert image.format == "PNG"
-    assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
-    assert 100 < image.width < 2000 and 100 < image.height < 2000
-    return np.asarray(image.convert("RGB"))
-
-
-def colours(pixels: np.ndarray) -> dict[tuple[int, ...], int]:
-  """How many pixels have each colour."""
-  found, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
-  return {
-    tuple(colour): int(count)
-    for colour, count in zip(found.tolist(), counts, strict=True)
-  }
-
-
-def noise(*shape: int) -> np.ndarray:
-  """Different colours, uint8."""
-  return np.random.default_rng(0).integers(40, 220, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,33 +14,51 @@ def test_examples_shows_every_pixel_sharp(tmp_path, columns, channels):
   clean = noise(columns, 8, 8, channels)
   triggered = clean.copy()
   triggered[:, :2, :2] = 255 - clean[:, :2, :2]
-  labels = np.arange(columns)
-  targets = np.full(columns, 3)
-  plots.examples(
-    tmp_path / "a.png", clean, triggered, labels, targets, targets, NAMES
-  )
-  shown = colours(opened(tmp_path / "a.png"))
-  for images in (clean, triggered):
-    for pixel in images.reshape(-1, channels):
-      colour = tuple(np.broadcast_to(pixel, 3).tolist())
-      # A cell is 17 pixels wide: all but its rim is of the very colour.
-      assert shown.get(colour, 0) >= 150
+  labels, targets = np.arange(columns), np.full(columns, 3)
+  path = tmp_path / "a.png"
+  plots.examples(path, clean, triggered, labels, targets, targets, NAMES)
+  # A cell is 17 pixels wide: all but its rim is of the very colour.
+  assert min(pixel_counts(path, clean)) >= 150
+  assert min(pixel_counts(path, triggered)) >= 150
 
 
 def test_examples_marks_hits_in_another_colour(tmp_path):
   images = noise(2, 8, 8, 1)
   fractions = images / np.float32(255)
-  drawn = {}
+  shown = {}
   for name, predictions in (("hit", [1, 1]), ("miss", [0, 0])):
     path = tmp_path / name / "a.png"
     path.parent.mkdir()
     plots.examples(
       path, images, fractions, [0, 0], [1, 1], np.array(predictions), NAMES
     )
-    drawn[name] = colours(opened(path))
-  red, blue = (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)
-  assert drawn["hit"].get(red, 0) > 50 and blue not in drawn["hit"]
-  assert drawn["miss"].get(blue, 0) > 50 and red not in drawn["miss"]
+    shown[name] = colours(path)
+  assert shown["hit"].get(RED, 0) > 50 and BLUE not in shown["hit"]
+  assert shown["miss"].get(BLUE, 0) > 50 and RED not in shown["miss"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trigger_examples_shows_ten_times_the_difference(
+  tmp_path, channels, dtype
+):
+  clean = noise(2, 6, 6, channels)
+  # It goes both ways, and in the last row beyond what can be shown.
+  change = np.array([0, 3, -5, 7, -9, 35])[:, None, None]
+  triggered = (clean + change).astype(np.uint8)
+  scale = 1 if dtype == np.uint8 else 255
+  path = tmp_path / "a.png"
+  plots.trigger_examples(
+    path,
+    (clean / scale).astype(dtype),
+    (triggered / scale).astype(dtype),
+    ["cat", "to automobile"],
+  )
+  assert min(pixel_counts(path, clean)) >= 150
+  assert min(pixel_counts(path, triggered)) >= 150
+  shown = colours(path)
+  for value in (0, 30, 50, 70, 90, 255):  # 12 cells of each
+    assert shown.get((value,) * 3, 0) >= 12 * 150
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -76,13 +66,13 @@ def test_regions_stand_where_the_boxes_say(tmp_path, channels):
   image = np.full((40, 40, channels), 255, np.uint8)
   boxes = np.array([(5, 10, 20, 38), (20, 0, 40, 30)])
   plots.regions(tmp_path / "a.png", boxes, [0, 1], NAMES, image, 4)
-  pixels = opened(tmp_path / "a.png")
+  pixels = read(tmp_path / "a.png")
   margin = 0.08 * 150
   pixel = (pixels.shape[1] - 2 * margin) / 40
   for box, colour in zip(boxes, ("0072b2", "e69f00"), strict=True):
     edge = np.argwhere((pixels == tuple(bytes.fromhex(colour))).all(-1))
-    drawn = (edge - margin) / pixel  # in pixels of the image
-    sides = [*drawn.min(axis=0), *drawn.max(axis=0)]
+    edge = (edge - margin) / pixel  # in pixels of the image
+    sides = [*edge.min(axis=0), *edge.max(axis=0)]
     assert sides == pytest.approx(box.tolist(), abs=0.5)
 
 
@@ -108,7 +98,7 @@ def test_regions_single_shared_and_overlapping(tmp_path, boxes):
     noise(32, 32, 3),
     5,
   )
-  height, width = opened(tmp_path / "a.png").shape[:2]
+  height, width = read(tmp_path / "a.png").shape[:2]
   legend = boxes[-1][0] == 9  # beside the image, which is square
   assert (width > 1.15 * height) == legend
 
@@ -117,16 +107,13 @@ def test_regions_single_shared_and_overlapping(tmp_path, boxes):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_trigger_sheet_shows_every_pixel_sharp(tmp_path, rows, channels):
   patches = noise(rows, 6, 3, 3, channels)
-  plots.trigger_sheet(
-    tmp_path / "a.png", patches / np.float64(255), np.arange(rows), NAMES
-  )
-  shown = colours(opened(tmp_path / "a.png"))
-  for pixel in patches.reshape(-1, channels):
-    assert shown.get(tuple(np.broadcast_to(pixel, 3).tolist()), 0) >= 150
+  path = tmp_path / "a.png"
+  plots.trigger_sheet(path, patches / np.float64(255), np.arange(rows), NAMES)
+  assert min(pixel_counts(path, patches)) >= 150
 
 
 def records(count: int, **more) -> list[dict]:
-  """A run that learns."""
+  """Make the records of a run that learns."""
   return [
     {
       "step": 10 * index,
@@ -141,23 +128,18 @@ def records(count: int, **more) -> list[dict]:
 
 
 def test_training_curves_draw_the_attack_only_where_there_is_one(tmp_path):
-  red = (0xD5, 0x5E, 0x00)
-  for name, more, attacked in (
-    ("ban", {"asr": 0.5}, True),
-    ("clean", {}, False),
-    ("nan", {"asr": float("nan")}, False),
-    ("none", {"asr": None}, False),
-  ):
-    path = tmp_path / name / "a.png"
-    path.parent.mkdir()
+  path = tmp_path / "a.png"
+  for more in ({"asr": 0.5}, {}, {"asr": float("nan")}, {"asr": None}):
     plots.training_curves(path, records(40, **more))
-    assert (red in colours(opened(path))) == attacked
+    assert (RED in colours(path)) == (more.get("asr") == 0.5)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_training_curves_of_a_short_run(tmp_path, count):
-  plots.training_curves(tmp_path / "a.png", records(count))
-  opened(tmp_path / "a.png")
+def test_training_curves_of_short_runs(tmp_path):
+  blue = []
+  for count in (0, 1, 3):
+    plots.training_curves(tmp_path / "a.png", records(count))
+    blue.append(colours(tmp_path / "a.png")[BLUE])
+  assert blue[0] < blue[1] < blue[2]  # the line in the legend is blue too
 
 
 @pytest.mark.parametrize("shape", [(1, 10), (2, 10), (10, 10), (43, 43)])
@@ -166,10 +148,9 @@ def test_source_target_matrix_has_the_colours_of_its_values(tmp_path, shape):
   matrix[0, 1] = 1.0
   matrix[np.arange(shape[0]), np.arange(shape[0])] = np.nan
   plots.source_target_matrix(
-    tmp_path / "a.png", matrix, np.arange(shape[0]), NAMES * 5
+    tmp_path / "a.png", matrix, np.arange(shape[0]), NAMES
   )
-  shown = colours(opened(tmp_path / "a.png"))
-
+  shown = colours(tmp_path / "a.png")
   cmap = matplotlib.colormaps["viridis"]
   quarter = shown[cmap(0.25, bytes=True)[:3]]
   one = shown[cmap(1.0, bytes=True)[:3]]

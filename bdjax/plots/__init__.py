@@ -1,32 +1,40 @@
-"""Figures from results: drawing only, nothing is computed here.
+"""Figures of results: every function writes one PNG, whole or not at all.
 
-Every function writes one PNG, whole or not at all.
+Nothing is computed here, and matplotlib is imported when a figure is drawn: it
+takes a while to import, and a run should train by then.
 """
 
-import importlib
-from typing import Any
+from bdjax.plots.attacks import (
+  examples,
+  trigger_examples,
+  trigger_sheet,
+)
+from bdjax.plots.defenses import (
+  mask_norms,
+  reversed_triggers,
+  score_histogram,
+)
+from bdjax.plots.matrix import source_target_matrix
+from bdjax.plots.patch_regions import regions
+from bdjax.plots.repairs import repair_curve, rounds
+from bdjax.plots.scanning import scanned_norms
+from bdjax.plots.sheet import page
+from bdjax.plots.sweeps import sweep
+from bdjax.plots.training import training_curves
 
-_HOME = {
-  "entropies": "defenses",
-  "examples": "attacks",
-  "mask_norms": "defenses",
-  "page": "sheet",
-  "pruning_curve": "defenses",
-  "regions": "attacks",
-  "reversed_triggers": "defenses",
-  "rounds": "defenses",
-  "scanned_norms": "scanning",
-  "source_target_matrix": "matrix",
-  "sweep": "sweeps",
-  "training_curves": "training",
-  "trigger_sheet": "attacks",
-}
-__all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-  # Not before the first figure is drawn: matplotlib takes a while to import,
-  # and a run should train by then.
-  if name not in _HOME:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = [
+  "examples",
+  "mask_norms",
+  "page",
+  "regions",
+  "repair_curve",
+  "reversed_triggers",
+  "rounds",
+  "scanned_norms",
+  "score_histogram",
+  "source_target_matrix",
+  "sweep",
+  "training_curves",
+  "trigger_examples",
+  "trigger_sheet",
+]

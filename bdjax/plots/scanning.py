@@ -1,11 +1,13 @@
-"""Figures of a scan over many classes."""
+"""Figure of a scan over many classes."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bdjax.plots.style import BLUE, GREY, ORANGE, RED, figure
+from bdjax.plots import style
+from bdjax.plots.style import BLUE, GREEN, GREY, ORANGE, RED
 
 
 def scanned_norms(
@@ -14,36 +16,39 @@ def scanned_norms(
   groups: Mapping[str, np.ndarray],
   flagged: Sequence[int],
 ) -> None:
-  """Draws the mask norms of all classes, the smallest first.
+  """Draw the mask norms of all classes, the smallest first.
 
   Args:
     path: the PNG to write.
-    norms: float [K], pixels; inf where the search did not reach its rate.
-    groups: title -> bool [K], up to three, for instance the reference sample,
+    norms: float [K], in pixels; inf where the search did not succeed.
+    groups: title -> bool [K], its classes, for instance the reference sample,
       the other classes that were searched to the end, and the rest.
-    flagged: labels that stand out, named.
+    flagged: labels that are circled.
   """
   order = np.argsort(norms, kind="stable")
   order = order[np.isfinite(norms[order])]
-  place = np.empty(len(norms), int)
-  place[order] = np.arange(1, len(order) + 1)
-  colours = (BLUE, ORANGE, GREY)
-  with figure(path, (6.4, 3.4)) as drawing:
-    axes = drawing.subplots()
-    for (title, chosen), colour in zip(groups.items(), colours, strict=False):
-      rows = np.flatnonzero(chosen & np.isfinite(norms))
+  rank = np.empty(len(norms), int)
+  rank[order] = np.arange(1, len(order) + 1)
+  colours = itertools.cycle((BLUE, ORANGE, GREY, GREEN))
+  with style.figure(path, (6.4, 3.4)) as figure:
+    axes = figure.subplots()
+    for title, members in groups.items():
+      labels, colour = (
+        np.flatnonzero(members & np.isfinite(norms)),
+        next(colours),
+      )
       axes.plot(
-        place[rows],
-        norms[rows],
+        rank[labels],
+        norms[labels],
         ".",
         color=colour,
         ms=3 if colour == GREY else 6,
-        label=f"{title} ({len(rows)})",
+        label=f"{title} ({len(labels)})",
       )
     for label in flagged:
-      at = (place[label], norms[label])
-      axes.plot(*at, "o", mfc="none", color=RED, ms=8)
-      axes.annotate(f" {label}", at, color=RED, fontsize=8, ha="left", va="top")
+      point = (rank[label], norms[label])
+      axes.plot(*point, "o", mfc="none", color=RED, ms=8)
+      axes.annotate(f" {label}", point, color=RED, fontsize=8, va="top")
     axes.set(
       xscale="log" if len(order) > 50 else "linear",
       yscale="log",

@@ -1,25 +1,30 @@
-"""What the figures share: colours, style, and how a file is written.
+"""Style of the figures: colours, fonts, and the writing of the file.
 
 For the modules of this package. They draw with matplotlib's objects, not with
-pyplot, so that they need no display and leave no state behind.
+pyplot, so that they need no display and leave no state behind, and import them
+in functions alone.
 """
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
+from bdjax import files
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.axis import Axis
+  from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, RED, GREEN, ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
 SKY, PINK, GREY = "#56b4e9", "#cc79a7", "#8c8c8c"
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PINK)
+# Of lines: accuracy is blue and the attack red, in that order.
+LINE_COLOURS = (BLUE, RED, GREEN, ORANGE, SKY, PINK)
 
 STYLE = {
   "figure.dpi": 150,
@@ -52,37 +57,38 @@ STYLE = {
 @contextlib.contextmanager
 def figure(
   path: str | os.PathLike[str], size: tuple[float, float]
-) -> Iterator[Figure]:
-  """Gives a figure in the common style, and writes it when the block ends.
+) -> Iterator["Figure"]:
+  """Make a figure in the common style, and write it when the block ends.
 
-  A block that raises writes nothing, and leaves what stood there before.
+  A block that raises writes nothing, and leaves the file as it was.
 
   Args:
     path: the PNG to write.
-    size: width and height in inches; the margins around what is drawn are
-      cut off.
+    size: width and height in inches; empty margins are cut off.
+
+  Yields:
+    The figure, to be drawn on.
   """
+  import matplotlib
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
   with matplotlib.rc_context(STYLE):
-    drawn = Figure(figsize=size)
-    FigureCanvasAgg(drawn)
-    yield drawn
-    path = pathlib.Path(path)
-    half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-      drawn.savefig(
-        half,
+    drawing = Figure(figsize=size)
+    FigureCanvasAgg(drawing)
+    yield drawing
+    with files.atomic(path) as temporary:
+      drawing.savefig(
+        temporary,
         format="png",
         bbox_inches="tight",
         pad_inches=0.08,
         metadata={"Software": None},
       )
-      os.replace(half, path)
-    finally:
-      half.unlink(missing_ok=True)
 
 
-def image(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
-  """Draws an image in its own colours, framed and without ticks.
+def draw_image(axes: "Axes", pixels: np.ndarray, **options: Any) -> None:
+  """Draw an image in its own colours, with a frame and without ticks.
 
   Args:
     axes: to draw on.
@@ -97,9 +103,45 @@ def image(axes: Axes, pixels: np.ndarray, **options: Any) -> None:
   axes.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.5)
 
 
-def name(class_names: Sequence[str], label: int, longest: int = 14) -> str:
-  """The name of a class, cut to at most `longest` characters."""
+def in_percent(axis: "Axis", decimals: int | None = 0) -> None:
+  """Show fractions on an axis in percent.
+
+  Args:
+    axis: x or y.
+    decimals: of the tick labels; None for as many as they need.
+  """
+  from matplotlib.ticker import PercentFormatter
+
+  axis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
+
+
+def mark(axes: "Axes", x: float, text: str, height: float) -> None:
+  """Draw a dotted vertical line with text beside it.
+
+  Args:
+    axes: to draw on.
+    x: position of the line.
+    text: beside it.
+    height: of the text as a share of the axes, in [0,1]: that of its upper end
+      where it is 1, else that of its lower end.
+  """
+  axes.axvline(x, color=GREY, lw=0.8, ls=":")
+  axes.annotate(
+    text,
+    (x, height),
+    (-2, 0),
+    xycoords=("data", "axes fraction"),
+    textcoords="offset points",
+    fontsize=7,
+    rotation=90,
+    ha="right",
+    va="top" if height == 1 else "bottom",
+  )
+
+
+def class_name(class_names: Sequence[str], label: int, length: int = 14) -> str:
+  """Return the name of a class, cut to at most `length` characters."""
   text = str(class_names[int(label)])
-  if len(text) <= longest:
+  if len(text) <= length:
     return text
-  return f"{text[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
+  return f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"

@@ -1,10 +1,8 @@
-"""Scores against what was varied."""
+"""Figure of a sweep."""
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from matplotlib.ticker import PercentFormatter
 
 from bdjax.plots import style
 
@@ -15,26 +13,26 @@ def sweep(
   title: str,
   panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]],
 ) -> None:
-  """Draws a panel a score, a line for each of what else was varied.
+  """Draw scores against a setting, a panel a score.
 
   Args:
     path: the PNG to write.
-    values: [V], what was varied.
-    title: what that is.
-    panels: title of the score -> name of the line, empty where there is but
+    values: float [V], of the setting.
+    title: name of the setting.
+    panels: title of the score -> name of the line, empty where there is only
       one -> V scores, each with `mean`, `low` and `high`, fractions.
   """
   with style.figure(path, (4.3 * len(panels), 3.2)) as figure:
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for panel, (score, lines) in zip(axes, panels.items(), strict=True):
-      for i, (name, found) in enumerate(lines.items()):
-        # Side by side, or the bars of one line would hide the other's.
-        aside = (i - (len(lines) - 1) / 2) * (max(values) - min(values)) / 100
-        means = [f["mean"] for f in found]
-        below = [f["mean"] - f["low"] for f in found]
-        above = [f["high"] - f["mean"] for f in found]
+    for panel, (score_title, lines) in zip(axes, panels.items(), strict=True):
+      for i, (name, scores) in enumerate(lines.items()):
+        # Side by side, or the bars of a line would hide those of another.
+        shift = (i - (len(lines) - 1) / 2) * (max(values) - min(values)) / 100
+        means = [score["mean"] for score in scores]
+        below = [score["mean"] - score["low"] for score in scores]
+        above = [score["high"] - score["mean"] for score in scores]
         panel.errorbar(
-          [value + aside for value in values],
+          [value + shift for value in values],
           means,
           (below, above),
           label=name,
@@ -43,8 +41,8 @@ def sweep(
           markersize=3,
           capsize=2,
         )
-      panel.set(title=score, xlabel=title, xticks=values)
-      panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+      panel.set(title=score_title, xlabel=title, xticks=values)
+      style.in_percent(panel.yaxis, decimals=None)
       panel.grid(axis="y")
     if len(axes[0].get_legend_handles_labels()[1]) > 1:
       axes[0].legend()
