@@ -116,10 +116,10 @@ class Patch(NamedTuple):
   def apply(self, variables, key, images, index):
     """Stamp a patch drawn anew on each image; as `Attack.apply`."""
     patch_key, place_key = jax.random.split(key)
-    patches = self.draw(variables, patch_key, index)
     if self.size == images.shape[1:3]:
-      alpha = 1.0 if self.alpha is None else self.alpha
-      return stamp(Trigger(alpha, patches), images)
+      trigger = self.draw_trigger(variables, patch_key, images, index)
+      return stamp(trigger, images)
+    patches = self.draw(variables, patch_key, index)
     keys = jax.random.split(place_key, index.shape[0])
     corners = jax.vmap(draw_corner, (0, 0, None))(
       keys, self.boxes[index], self.size

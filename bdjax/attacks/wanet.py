@@ -72,7 +72,8 @@ def wanet(
     bicubic_weights(width, settings.grid_size),
     precision=jax.lax.Precision.HIGHEST,
   )
-  moved = identity_grid(height, width) + settings.strength * field / height
+  identity = identity_grid(height, width)[None]
+  moved = identity + settings.strength * field / height
   grids = jnp.clip(moved, -1.0, 1.0)  # [T,H,W,2]
 
   def apply(variables, key, images, index):

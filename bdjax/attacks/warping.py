@@ -54,9 +54,10 @@ def sample(images: jax.Array, grid: jax.Array) -> jax.Array:
   batch, height, width, channels = images.shape
   x = (grid[..., 0] + 1) / 2 * (width - 1)
   y = (grid[..., 1] + 1) / 2 * (height - 1)
-  left = jnp.clip(jnp.floor(x), 0, width - 2).astype(jnp.int32)
-  top = jnp.clip(jnp.floor(y), 0, height - 2).astype(jnp.int32)
+  left = jnp.clip(jnp.floor(x), 0, width - 2)
+  top = jnp.clip(jnp.floor(y), 0, height - 2)
   across, down = (x - left)[..., None], (y - top)[..., None]
+  left, top = left.astype(jnp.int32), top.astype(jnp.int32)
   pixels = images.reshape(batch, height * width, channels)
 
   def at(rows, cols):

@@ -12,6 +12,7 @@ defenses/NAME/   a directory of the same kind for each defence
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -93,8 +94,18 @@ def load_or_compute(
 
 
 def write_results(directory: pathlib.Path, results: dict[str, Any]) -> None:
-  """Write `results.json`, whole or not at all."""
-  files.write_json(directory / RESULTS, results)
+  """Write `results.json`, whole or not at all; null for what is not finite."""
+  files.write_json(directory / RESULTS, _finite(results))
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def figure_path(directory: pathlib.Path, name: str) -> pathlib.Path:
