@@ -128,6 +128,16 @@ def test_batches_fit_the_devices(monkeypatch, backend, devices):
     assert sizes[0] == max(images // devices, 1) * devices
 
 
+def test_batch_sizes_by_hand(monkeypatch):
+  assert strip.max_batch_size(100, (28, 28, 1)) == 2  # of 200 near the cache
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(batch_sizes, "device_bytes", lambda: 16 * 2**30)
+  # 2048 images of 32x32 on each of four devices.
+  assert strip.max_batch_size(100, (32, 32, 3), devices=4) == 80
+  monkeypatch.setattr(batch_sizes, "device_bytes", lambda: 2**27)
+  assert strip.max_batch_size(100, (1024, 1024, 3), devices=2) == 2
+
+
 def test_gaussian_threshold_by_hand():
   calibration = np.array([1.0, 2.0, 3.0])  # mean 2, sd 1
   assert strip.threshold(calibration, 0.5) == pytest.approx(2.0)
