@@ -52,7 +52,9 @@ def test_the_stem_whitens_what_it_was_prepared_with(weights, images):
 
 
 def test_training_leaves_the_stem_as_it_is(model, weights, images):
-  _, after = jax.jit(model.apply, static_argnums=3)(*weights, images, True)
+  _, after = jax.jit(model.apply, static_argnames="train")(
+    *weights, images, train=True
+  )
   changed = jax.tree.map(
     lambda a, b: bool((a != b).any()), after, weights.batch_stats
   )
@@ -75,7 +77,7 @@ def test_head_of_features_is_apply(model, weights, images):
   def both(weights, images):
     features = model.features(*weights, images)
     assert features.shape == (64, 1, 1, 32)
-    return model.head(*weights, features), model.apply(*weights, images, False)
+    return model.head(*weights, features), model.apply(*weights, images)
 
   halves, (whole, _) = both(weights, images)
   np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-6)
@@ -83,7 +85,7 @@ def test_head_of_features_is_apply(model, weights, images):
 
 def test_refuses_images_that_pooling_would_leave_nothing_of():
   small = {"image_shape": (8, 9, 3), "num_classes": 2}
-  with pytest.raises(UserError, match="airbench takes 9x9"):
+  with pytest.raises(UserError, match="at least 9x9 for airbench"):
     models.get("airbench", **small)
   side = airbench.SMALLEST_SIDE
   model = models.get("airbench", image_shape=(side, side, 1), num_classes=2)

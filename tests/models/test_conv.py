@@ -25,6 +25,7 @@ def _lax(x, kernel, strides, padding):
   )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
   size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
@@ -75,9 +76,84 @@ def test_equals_lax_in_value_and_gradient(
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+def test_other_backends_use_lax(monkeypatch, backend):
+  x, kernel = _normal(0, (2, 8, 8, 1), (3, 3, 1, 4))
+
+  def convolve(x, kernel):
+    return conv.conv(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+
+  assert "custom_vjp" in str(jax.make_jaxpr(convolve)(x, kernel))
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  # A new function: jax keeps the trace of the old one.
+  (equation,) = jax.make_jaxpr(lambda x, k: convolve(x, k))(x, kernel).eqns
+  assert equation.primitive.name == "conv_general_dilated"
+  np.testing.assert_array_equal(
+    convolve(x, kernel), _lax(x, kernel, (1, 1), "SAME")
+  )
+
+
+@pytest.mark.parametrize(
+  "name, side, options",
+  [
+    ("airbench", 9, {"width": 4}),
+    ("cnn", 8, {"width": 4}),
+    ("deepid", 31, {}),
+    ("minivgg", 8, {"width": 4}),
+    ("resnet10", 8, {"width": 4}),
+    ("resnet18", 8, {"width": 4, "stem": "imagenet"}),
+  ],
+)
+def test_every_network_can_be_traced_for_other_backends(
+  monkeypatch, name, side, options
+):
+  shape = (side, side, 3)
+  model = models.get(name, image_shape=shape, num_classes=3, **options)
+  weights = jax.eval_shape(model.init, jax.random.key(0))
+  images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+
+  def program():
+    def loss(params, batch_stats, images):
+      return model.apply(params, batch_stats, images, train=True)[0].sum()
+
+    return str(jax.make_jaxpr(jax.grad(loss))(*weights, images))
+
+  # On CPU alone a kernel's gradient is summed over chunks of the batch.
+  assert "scan[" in program()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert "conv_general_dilated[" in program() and "scan[" not in program()
+
+
+# A case of each algorithm; the property that draws them is marked slow.
+@pytest.mark.parametrize(
+  "size, window, stride, padding, channels",
+  [
+    ((5, 7), (3, 3), 1, ((1, 1), (2, 0)), 1),
+    ((7, 6), (3, 2), 2, ((1, 2), (0, 1)), 5),
+    ((6, 5), (1, 1), 2, ((0, 0), (0, 0)), 4),
+  ],
+)
+def test_cases_equal_lax_in_value_and_gradient(
+  size, window, stride, padding, channels
+):
+  x, kernel = _normal(0, (2, *size, channels), (*window, channels, 4))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def value_and_gradients(function, x, kernel):
+    value, pull = jax.vjp(
+      lambda x, k: function(x, k, (stride, stride), padding), x, kernel
+    )
+    return value, *pull(jnp.cos(value))
+
+  got = value_and_gradients(conv.canonical_conv, x, kernel)
+  expected = value_and_gradients(_lax, x, kernel)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 1), (2, 0))])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
-def test_takes_the_paddings_of_lax(padding, strides):
+def test_accepts_the_paddings_of_lax(padding, strides):
   x, kernel = _normal(0, (2, 7, 8, 3), (3, 3, 3, 4))
   got = conv.conv(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
   want = _lax(x, kernel, strides, padding)
@@ -112,7 +188,7 @@ def test_the_models_convolutions_are_canonical():
   images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
 
   def loss(params, stats, images):
-    return model.apply(params, stats, images, True)[0].sum()
+    return model.apply(params, stats, images, train=True)[0].sum()
 
   text = jax.jit(jax.grad(loss)).lower(params, stats, images).as_text()
   found = {
@@ -154,33 +230,6 @@ def test_under_vmap():
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-def _flax_pool(x):
-  return jax.lax.reduce_window(
-    x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"
-  )
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
-def test_max_pool_equals_lax_in_value_and_gradient(shape):
-  x, g = _normal(0, shape, (2, shape[1] // 2, shape[2] // 2, 3))
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def value_and_gradient(function, x, g):
-    value, pull = jax.vjp(function, x)
-    return value, *pull(g)
-
-  want = value_and_gradient(_flax_pool, x, g)
-  got = value_and_gradient(conv.max_pool, x, g)
-  np.testing.assert_array_equal(got[0], want[0])
-  np.testing.assert_array_equal(got[1], want[1])
-
-
-def test_max_pool_gradient_goes_to_the_first_of_equals():
-  x = jnp.ones((1, 2, 2, 1))
-  got = jax.jit(jax.grad(lambda x: conv.max_pool(x).sum()))(x)
-  assert got.reshape(-1).tolist() == [1.0, 0.0, 0.0, 0.0]
-
-
 def test_the_kernels_gradient_is_summed_over_chunks_of_images(monkeypatch):
   x, kernel = _normal(0, (5, 5, 5, 4), (3, 3, 4, 7))
   padding = ((1, 1), (1, 1))
@@ -201,6 +250,7 @@ def test_the_kernels_gradient_is_summed_over_chunks_of_images(monkeypatch):
   np.testing.assert_allclose(gradient(kernel), pull(g)[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
   size=st.tuples(st.integers(3, 9), st.integers(3, 9)),

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from bdjax import models
-from bdjax.defenses import masking
 from bdjax.errors import UserError
-from bdjax.models import deepid, importers
+from bdjax.models import importers, masking
 
 FACES = {"image_shape": (55, 47, 3), "num_classes": 1283}
 SMALL = {"image_shape": (31, 33, 1), "num_classes": 5}
@@ -62,7 +61,7 @@ def small():
       seen[layer] = x
       return x
 
-    logits, after = model.apply(params, {}, images, True, tap)
+    logits, after = model.apply(params, {}, images, train=True, tap=tap)
     features = model.features(params, {}, images)
     return logits, after, seen, features, model.head(params, {}, features)
 
@@ -126,7 +125,7 @@ def test_equals_its_description_in_numpy(small):
 def test_vmap_over_parameters_equals_a_loop(small):
   model, params, images, run = small
   population = jax.tree.map(lambda x: np.stack([x, x[::-1]]), params)
-  together = jax.jit(jax.vmap(lambda p: model.apply(p, {}, images, False)[0]))
+  together = jax.jit(jax.vmap(lambda p: model.apply(p, {}, images)[0]))
   got = together(population)
   for i in range(2):
     one = jax.tree.map(lambda x, i=i: x[i], population)
@@ -142,7 +141,7 @@ def test_a_masked_channel_is_gone_from_both_branches(small):
   mask = np.ones(60, np.float32)
   mask[channel] = 0
   pruned = masking.prune(models.Weights(params, {}), {"conv_3": mask})
-  logits, _ = masking.masked(model).apply(*pruned, images, False)
+  logits, _ = masking.masked(model).apply(*pruned, images)
   # By hand: the weights that would read the channel are zero.
   by_hand = jax.tree.map(np.copy, params)
   by_hand["conv_4"]["kernel"][:, :, channel] = 0
@@ -156,10 +155,10 @@ def test_a_masked_channel_is_gone_from_both_branches(small):
 @pytest.mark.parametrize(
   "kwargs, words",
   [
-    ({"image_shape": (30, 31, 3)}, "deepid takes 31x31"),
-    ({"image_shape": (31, 30, 3)}, "deepid takes 31x31"),
-    ({"width": 32}, "deepid's layers are fixed"),
-    ({"stem": "imagenet"}, "a ResNet's"),
+    ({"image_shape": (30, 31, 3)}, "at least 31x31 for deepid"),
+    ({"image_shape": (31, 30, 3)}, "at least 31x31 for deepid"),
+    ({"width": 32}, "width must be 64 for deepid"),
+    ({"stem": "imagenet"}, "stem must be cifar for deepid"),
   ],
 )
 def test_errors_are_one_line(kwargs, words):
@@ -171,10 +170,10 @@ def test_errors_are_one_line(kwargs, words):
 @pytest.fixture(scope="module")
 def apply():
   """The two networks' definitions, each compiled once."""
-  bytes_ = models.get("deepid", **FACES, std=deepid.STD_OF_BYTES)
+  bytes_ = models.get("deepid", **FACES, std=(1 / 255,) * 3)
   units = models.get("deepid", **FACES)
   return {
-    name: (model, jax.jit(model.apply, static_argnums=3))
+    name: (model, jax.jit(model.apply))
     for name, model in (("bytes", bytes_), ("units", units))
   }
 
@@ -186,7 +185,7 @@ def test_real_networks_equal_another_framework(network, apply):
   images = golden["pixels"].astype(np.float32) / 255
   model, run = apply["bytes" if network == "lab3" else "units"]
   path = csaw / "models" / f"{network}_bd_weights.h5"
-  logits, _ = run(*importers.load(path, model), images, False)
+  logits, _ = run(*importers.load(path, model), images)
   want = golden[f"logits_{network}"]
   # Of each image: its largest difference over its largest logit.
   error = np.abs(logits - want).max(1) / np.abs(want).max(1)

@@ -77,7 +77,7 @@ def test_no_file(tmp_path):
   (tmp_path / "folder.h5").mkdir()
   refused("not a file", load, tmp_path / "folder.h5", DEEPID)
   refused("no such file", load, "a\0b.h5", DEEPID)
-  refused("unknown kind", load, tmp_path / "weights.npz", DEEPID)
+  refused("unknown format", load, tmp_path / "weights.npz", DEEPID)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_layouts_of_other_networks(tmp_path):
   export = importers.export_safetensors
   refused("no layer conv_1, conv_2", export, path, *draw(DEEPID), "cifar")
   refused("55x47 images only", export, path, *draw(DEEPID), "deepid")
-  refused("unknown layout", export, path, {}, {}, "tf")
+  refused("layout must be one of bdjax", export, path, {}, {}, "tf")
   refused("cannot be written", export, path / "x" / "y", {}, {})
   assert not path.exists()
   export(path, *draw(RESNET18), "cifar")
@@ -162,7 +162,7 @@ def test_layouts_of_other_networks(tmp_path):
   "change, words",
   [
     ({"layer1.2.conv1.weight": np.zeros(1)}, "left over: layer1.2.conv1"),
-    ({"fc.bias": np.zeros(3)}, "is there under another name too"),
+    ({"fc.bias": np.zeros(3)}, "has a second name in the file"),
     ({"conv1.weight": np.zeros((4, 3, 7, 7))}, r"stem.kernel \[7, 7, 3, 4\]"),
     ({"linear.bias": np.zeros(3, np.int64)}, "linear.bias is I64"),
     ({"linear.bias": np.full(3, np.inf)}, "NaN or infinity"),

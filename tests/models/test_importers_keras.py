@@ -139,7 +139,7 @@ SPOILT = {
     _create(shape=(2,), dtype=h5py.ref_dtype),
     "fc.kernel is object",
   ),
-  "compound": (_create(shape=(2,), dtype=[("a", "f4")]), "weights are floats"),
+  "compound": (_create(shape=(2,), dtype=[("a", "f4")]), "must be of floats"),
   "integers": (_create(data=np.zeros(2, np.int32)), "fc.kernel is int32"),
   "no values": (_create(dtype="f4"), "not an array"),
   "a type": (lambda f: _replace(f, np.dtype("f4")), "not an array"),
@@ -156,11 +156,11 @@ SPOILT = {
   "long name": (lambda f: f.create_group("x" * 2000), "too long"),
   "two of a name": (
     lambda f: f.create_dataset("fc/other/kernel:0", data=np.zeros(1, "f4")),
-    "two weights are fc.kernel",
+    "two weights are named fc.kernel",
   ),
   "no layer": (
     lambda f: f.create_dataset("data", data=np.zeros(1, "f4")),
-    "data is of no layer",
+    "data belongs to no layer",
   ),
   "no list": (lambda f: f.attrs.pop("layer_names"), "no layer_names"),
 }

@@ -17,7 +17,7 @@ def _init(model):
 
 
 def _apply(model):
-  return jax.jit(model.apply, static_argnums=3)
+  return jax.jit(model.apply, static_argnames="train")
 
 
 def _uniform(*shape):
@@ -28,6 +28,8 @@ def _uniform(*shape):
   "name, kwargs, parameters",
   [
     ("cnn", MNIST, 206_922),
+    # No biases of the convolutions, but two vectors of each normalisation.
+    ("cnn", MNIST | {"batch_norm": True}, 206_922 + 16 + 32),
     ("resnet10", CIFAR, 4_903_242),
     ("resnet18", CIFAR, 11_173_962),
     ("resnet18", CIFAR | {"stem": "imagenet"}, 11_181_642),
@@ -52,7 +54,7 @@ def test_any_size_and_head_of_features_is_apply(name, shape):
   model = models.get(name, image_shape=shape, num_classes=5, width=4)
   weights = _init(model)
   images = _uniform(3, *shape)
-  logits, after = _apply(model)(*weights, images, False)
+  logits, after = _apply(model)(*weights, images)
   assert logits.shape == (3, 5) and logits.dtype == jnp.float32
   jax.tree.map(np.testing.assert_array_equal, after, weights.batch_stats)
 
@@ -66,12 +68,27 @@ def test_any_size_and_head_of_features_is_apply(name, shape):
   np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
 
 
-def test_training_updates_batch_statistics():
-  model = models.get("minivgg", image_shape=(8, 8, 1), num_classes=3, width=4)
+@pytest.mark.parametrize(
+  "name, options", [("minivgg", {}), ("cnn", {"batch_norm": True})]
+)
+def test_training_updates_batch_statistics(name, options):
+  model = models.get(
+    name, image_shape=(8, 8, 1), num_classes=3, width=4, **options
+  )
   params, before = _init(model)
-  _, after = _apply(model)(params, before, _uniform(4, 8, 8, 1), True)
+  _, after = _apply(model)(params, before, _uniform(4, 8, 8, 1), train=True)
   changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
   assert all(jax.tree.leaves(changed))
+
+
+def test_inference_and_no_tap_are_the_defaults():
+  model = models.get("resnet10", image_shape=(8, 8, 1), num_classes=3, width=4)
+  weights = _init(model)
+  images = _uniform(2, 8, 8, 1)
+  _, after = _apply(model)(*weights, images)
+  jax.tree.map(np.testing.assert_array_equal, after, weights.batch_stats)
+  with pytest.raises(TypeError, match="positional argument"):
+    model.apply(*weights, images, True)
 
 
 def test_normalises_inside():
@@ -84,8 +101,8 @@ def test_normalises_inside():
   by_hand = (images - np.array([[[mean]]], np.float32)) / np.array(
     [[[std]]], np.float32
   )
-  want, _ = _apply(plain)(*weights, by_hand, False)
-  got, _ = _apply(normalising)(*weights, images, False)
+  want, _ = _apply(plain)(*weights, by_hand)
+  got, _ = _apply(normalising)(*weights, images)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -94,10 +111,10 @@ def test_vmap_over_parameters_equals_a_loop():
   keys = jax.random.split(jax.random.key(0), 2)
   population = jax.jit(jax.vmap(model.init))(keys)
   images = _uniform(2, 8, 8, 3)
-  together = jax.jit(jax.vmap(lambda p, s: model.apply(p, s, images, False)[0]))
+  together = jax.jit(jax.vmap(lambda p, s: model.apply(p, s, images)[0]))
   for i, logits in enumerate(together(*population)):
     one = jax.tree.map(lambda x, i=i: np.asarray(x)[i], population)
-    want, _ = _apply(model)(*one, images, False)
+    want, _ = _apply(model)(*one, images)
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
@@ -113,7 +130,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
   # Flax's batch normalisation itself mixes dtypes.
   with jax.numpy_dtype_promotion("standard"):
     params, stats = _init(model)
-    logits, after = _apply(model)(params, stats, images, True)
+    logits, after = _apply(model)(params, stats, images, train=True)
     features = jax.jit(model.features)(params, stats, images)
   assert features.dtype == jnp.bfloat16
   assert logits.dtype == jnp.float32
@@ -129,7 +146,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     ({"image_shape": (8, 8, 2)}, "1 or 3 channels"),
     ({"width": 6}, "multiple of 4"),
     ({"stem": "none"}, "cifar or imagenet"),
-    ({"name": "cnn", "stem": "imagenet"}, "a ResNet's"),
+    ({"name": "cnn", "stem": "imagenet"}, "only resnet10, resnet18 can"),
+    ({"batch_norm": True}, "batch_norm must be False for resnet18.*only cnn"),
     ({"precision": "float16"}, "float32 or bfloat16"),
   ],
 )
@@ -180,7 +198,7 @@ def test_a_tap_sees_and_replaces_the_features(name):
       seen[layer] = x
       return 2 * x if layer == last else x
 
-    logits, _ = model.apply(*weights, images, False, tap)
+    logits, _ = model.apply(*weights, images, tap=tap)
     return seen[last], logits
 
   @jax.jit

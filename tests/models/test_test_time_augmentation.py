@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bdjax.models import Model
-from bdjax.models.averaged import averaged
+from bdjax.models.test_time_augmentation import with_test_time_augmentation
 
 
 def _model():
   """Its logits are the pixels of the upper left corner, of one channel."""
 
-  def apply(params, batch_stats, images, train, tap=None):
+  def apply(params, batch_stats, images, *, train=False, tap=None):
     del params, tap
     return images[:, 0, :2, 0], {"seen": train}
 
@@ -19,9 +19,8 @@ def _model():
 def test_weights_of_the_views_by_hand():
   # Reflected at the border, so shifted down and right the corner is a 5.
   image = np.arange(1.0, 10.0, dtype=np.float32).reshape(1, 3, 3, 1)
-  logits, stats = jax.jit(averaged(_model()).apply, static_argnums=3)(
-    {}, {}, image, False
-  )
+  model = with_test_time_augmentation(_model())
+  logits, stats = jax.jit(model.apply)({}, {}, image)
   plain, up, down = [1, 2], [5, 4], [5, 6]
   plain_back, up_back, down_back = [3, 2], [5, 4], [5, 6]
   # Rows of the padded image: 5 4 5 6 5 / 2 1 2 3 2 / 5 4 5 6 5 / 8 7 8 9 8 /
@@ -35,6 +34,8 @@ def test_weights_of_the_views_by_hand():
 
 def test_training_goes_by_untouched():
   images = jnp.ones((2, 3, 3, 1))
-  logits, stats = averaged(_model()).apply({}, {}, images, True)
+  logits, stats = with_test_time_augmentation(_model()).apply(
+    {}, {}, images, train=True
+  )
   assert stats == {"seen": True}
   np.testing.assert_array_equal(logits, jnp.ones((2, 2)))
