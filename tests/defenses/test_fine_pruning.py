@@ -204,6 +204,7 @@ def test_rounds_by_value_resume_where_they_were_stopped(
   names = [r.name for r in expected]
   assert names == ["before", "25%", "50%", "75%", "repaired"]
   assert [r.saved for r in expected] == [False] * 4 + [True]
+  assert [r.step for r in expected] == [False, True, True, True, False]
   assert METHOD.variant(BY_VALUE) == "-value"
   calls = []
 

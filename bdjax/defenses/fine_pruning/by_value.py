@@ -85,11 +85,13 @@ def by_value(
       "accepted": result.accepted,
     }
     name = f"{result.percent:.0%}"
-    network = Repair(name, defender.model, result.weights, details, saved=False)
+    weights = result.weights
+    network = Repair(name, defender.model, weights, details, False, step=True)
     networks.append(network)
     if result.accepted:
       repaired = network
-  return (*networks, repaired._replace(name="repaired", saved=True))
+  final = repaired._replace(name="repaired", saved=True, step=False)
+  return (*networks, final)
 
 
 def read_suspect(path: str, defender: Defender) -> SuspectedTrigger:
