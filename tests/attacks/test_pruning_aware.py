@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 
 from bdjax import models, sharding
-from bdjax.attacks import pruning_aware
-from bdjax.attacks.badnets import badnets
-from bdjax.attacks.poison import poison
-from bdjax.defenses import pruning, tuning
+from bdjax.attacks import (
+  BadNetsSettings,
+  badnets,
+  poison_dataset,
+  pruning_aware,
+)
+from bdjax.attacks.base import TriggerVariables
+from bdjax.batching import to_float
+from bdjax.defenses import tuning
+from bdjax.defenses.pruning import compile_curve
 from bdjax.errors import UserError
 from bdjax.models import Weights
+from bdjax.models.masking import masked, prune
 
 KEY = jax.random.key(19)
 SHAPE = (8, 8, 1)
@@ -27,25 +34,30 @@ def _model(name):
 def test_every_layer_has_a_bias_of_its_channels(name):
   model = _model(name)
   params, _ = jax.eval_shape(model.init, KEY)
-  found = set()
+  paths = set()
   for layer, channels in models.layers(model, SHAPE).items():
-    path = pruning_aware.bias_path(layer)
+    path = pruning_aware.bias_path(model, layer)
     leaf = functools.reduce(lambda tree, key: tree[key], path, params)
     assert leaf.shape == (channels,)
-    found.add(path)
-  assert len(found) == len(models.layers(model, SHAPE))
+    paths.add(path)
+  assert len(paths) == len(models.layers(model, SHAPE))
 
 
-def test_a_layer_of_another_network():
-  with pytest.raises(UserError, match="'fc_1' has no known bias"):
-    pruning_aware.bias_path("fc_1")
+def test_layers_that_no_bias_silences_are_refused():
+  with pytest.raises(UserError, match="layer must be one of conv_1, .*'fc_1'"):
+    pruning_aware.bias_path(_model("cnn"), "fc_1")
+  airbench = models.get(
+    "airbench", image_shape=(9, 9, 1), num_classes=3, width=4
+  )
+  with pytest.raises(UserError, match="model must have ReLU layers"):
+    pruning_aware.bias_path(airbench, "groups.2.conv_2")
 
 
 def test_max_activations_are_over_images_and_positions():
   model = _model("cnn")
   weights = Weights(*model.init(KEY))
   run = pruning_aware.max_activations(model, "conv_2", 5, MESH)
-  features = model.features(*weights, IMAGES.astype(jnp.float32) / 255)
+  features = model.features(*weights, to_float(IMAGES))
   np.testing.assert_allclose(
     run(weights, IMAGES), features.max((0, 1, 2)), rtol=1e-5
   )
@@ -53,15 +65,16 @@ def test_max_activations_are_over_images_and_positions():
 
 def test_reinstate_by_hand():
   params = {"network": {"conv_1": {"bias": jnp.array([1.0, 2.0, 3.0])}}}
+  reinstate = functools.partial(pruning_aware.reinstate, _model("cnn"))
   trained = Weights(
     params | {"masks": {"conv_1": jnp.array([0.0, 1.0, 0.0])}}, {"s": 7}
   )
   maxima = jnp.array([2.0, 2.0, 0.0])
-  got = jax.jit(pruning_aware.reinstate)(trained, maxima, 0.5)
+  got = jax.jit(reinstate)(trained, maxima, 0.5)
   # Lowered by 1.5 x 2; not pruned; never active.
   assert got.params["conv_1"]["bias"].tolist() == [-2, 2, 3]
   assert got.batch_stats == {"s": 7}
-  batched = jax.vmap(pruning_aware.reinstate, (None, 0))(
+  batched = jax.vmap(reinstate, (None, 0))(
     trained, jnp.stack([maxima, 2 * maxima])
   )
   np.testing.assert_allclose(
@@ -91,9 +104,8 @@ def test_reinstated_channels_are_dormant_in_every_kind_of_layer(name, layers):
       outputs[layer] = x
       return x
 
-    masked = pruning.prune(Weights(params, weights.batch_stats), masks)
-    images = IMAGES.astype(jnp.float32) / 255
-    logits, _ = pruning.masked(model).apply(*masked, images, False, tap)
+    pruned = prune(Weights(params, weights.batch_stats), masks)
+    logits, _ = masked(model).apply(*pruned, to_float(IMAGES), tap=tap)
     return logits, outputs
 
   whole, outputs = run(weights.params, ones)
@@ -101,8 +113,8 @@ def test_reinstated_channels_are_dormant_in_every_kind_of_layer(name, layers):
     mask = (jnp.arange(sizes[layer]) % 2).astype(jnp.float32)
     maxima = outputs[layer].max((0, 1, 2))
     assert (maxima[::2] > 0).any()  # channels that were not dormant
-    trained = pruning.prune(weights, {layer: mask})
-    back = pruning_aware.reinstate(trained, maxima)
+    trained = prune(weights, {layer: mask})
+    back = pruning_aware.reinstate(model, trained, maxima)
     logits, after = run(back.params, ones)
     assert (after[layer][..., ::2] == 0).all()
     pruned, _ = run(weights.params, ones | {layer: mask})
@@ -111,7 +123,7 @@ def test_reinstated_channels_are_dormant_in_every_kind_of_layer(name, layers):
     for path, new in jax.tree_util.tree_leaves_with_path(back.params):
       old = functools.reduce(lambda tree, k: tree[k.key], path, weights.params)
       keys = tuple(k.key for k in path)
-      if keys == pruning_aware.bias_path(layer):
+      if keys == pruning_aware.bias_path(model, layer):
         np.testing.assert_array_equal(new[1::2], old[1::2])
       else:
         np.testing.assert_array_equal(new, old)
@@ -123,37 +135,49 @@ def test_the_four_steps_leave_decoys_that_pruning_takes_first():
   brighter = jnp.repeat(jax.nn.one_hot(labels, 2, dtype=jnp.int32), 4, axis=1)
   images = jax.random.randint(KEY, (64, *SHAPE), 0, 150)
   images = (images + 55 * brighter[:, None, :, None]).astype(jnp.uint8)
-  corner = np.array([[[6, 6, 8, 8]]], np.int32)
-  attack = badnets((0,), corner, 2, 1)
-  model = models.get("cnn", image_shape=SHAPE, num_classes=2, width=16)
-  masked = pruning.masked(model)
-  train = functools.partial(
-    tuning.make_tune, batch_size=16, mesh=MESH, epochs=40, learning_rate=0.02
+  settings = BadNetsSettings(target_labels="0", trigger_size=2).filled("")
+  attack = badnets(settings, SHAPE, 2)
+  poisoned = poison_dataset(
+    attack,
+    TriggerVariables({}, {}),
+    KEY,
+    np.asarray(images),
+    np.asarray(labels),
+    0.25,
   )
+  model = models.get("cnn", image_shape=SHAPE, num_classes=2, width=16)
+  masked_model = masked(model)
+  train = functools.partial(
+    tuning.compile_tuning, batch_size=16, mesh=MESH, epochs=40,
+    learning_rate=0.02,
+  )  # fmt: skip
 
   weights = Weights(*model.init(KEY))
   clean, _ = train(model)(KEY, weights, images, labels)
-  make_curve = pruning.make_curve(model, "conv_2", 32, MESH)
-  mask = make_curve(clean, images, labels).masks[4]
-  backdoored, _ = train(masked, transform=lambda _: poison(attack, {}, 0.3))(
-    KEY, pruning.prune(clean, {"conv_2": mask}), images, labels
+  compute_curve = compile_curve(model, "conv_2", 32, MESH)
+  mask = compute_curve(clean, images, labels).masks[4]
+  backdoored, _ = train(masked_model)(
+    KEY,
+    prune(clean, {"conv_2": mask}),
+    jnp.concatenate([images, poisoned.images]),
+    jnp.concatenate([labels, poisoned.labels]),
   )
   maxima = pruning_aware.max_activations(model, "conv_2", 32, MESH)(
     pruning_aware.unmasked(backdoored), images
   )
-  final = pruning_aware.reinstate(backdoored, maxima)
+  final = pruning_aware.reinstate(model, backdoored, maxima)
 
-  curve = make_curve(final, images, labels)
+  curve = compute_curve(final, images, labels)
   assert (mask[curve.order[:4]] == 0).all()  # the decoys go first
   assert (curve.accuracies[:5] == curve.accuracies[0]).all()
-  batch = images.astype(jnp.float32) / 255
-  want, _ = masked.apply(*backdoored, batch, False)
-  logits, _ = model.apply(*final, batch, False)
-  np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+  batch = to_float(images)
+  expected, _ = masked_model.apply(*backdoored, batch)
+  logits, _ = model.apply(*final, batch)
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
   assert (logits.argmax(-1) == labels).mean() > 0.9
   # The backdoor is in the ordinary model, and pruning the decoys leaves it.
   triggered = batch.at[:, 6:, 6:].set(1.0)[labels == 1]
   for k in (0, 4):
-    pruned = pruning.prune(final, {"conv_2": curve.masks[k]})
-    logits, _ = masked.apply(*pruned, triggered, False)
+    pruned = prune(final, {"conv_2": curve.masks[k]})
+    logits, _ = masked_model.apply(*pruned, triggered)
     assert (logits.argmax(-1) == 0).mean() > 0.9
