@@ -304,7 +304,7 @@ def experiments() -> dict[str, str]:
   scripts = {}
   for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
     text = path.read_text()
-    if '__name__ == "__main__"' in text:
+    if re.search("^if __name__", text, re.MULTILINE):
       scripts[path.stem] = text.split('"""')[1].splitlines()[0]
   return scripts
 

@@ -91,7 +91,7 @@ class HeldOutEvaluator:
     if self._given:
       self._given_images = sharding.replicate(mesh, self._given.images)
     self._programs: dict[tuple, Callable] = {}
-    self._predictors: dict[Model, Callable] = {}
+    self._predictors: dict[Callable, Callable] = {}  # by `Model.apply`
 
   @property
   def has_attack(self) -> bool:
@@ -177,7 +177,7 @@ class HeldOutEvaluator:
     self, model: Model, weights: Weights, batch_size: int | None = None
   ) -> dict[str, metrics.Score]:
     """Score clean accuracy, and with an attack ASR and robust accuracy."""
-    predict = self._predictors.setdefault(model, predictions(model))
+    predict = self._predictors.setdefault(model.apply, predictions(model))
     labels = self.on_clean(predict, weights, batch_size)
     out = {"clean_accuracy": share(labels == self.labels)}
     if self.has_attack:
