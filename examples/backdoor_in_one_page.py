@@ -3,10 +3,9 @@
 python examples/backdoor_in_one_page.py
 
 Half a minute on two CPU cores. Prints
-
-clean accuracy 97.8%, attack success rate 100.0%
-STRIP: 6.1% of clean images rejected (FRR)
-       0.0% of triggered images accepted (FAR)
+  clean accuracy 97.8%, attack success rate 100.0%
+  STRIP: 6.1% of clean images rejected (FRR)
+         0.0% of triggered images accepted (FAR)
 """
 
 import jax
