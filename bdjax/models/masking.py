@@ -4,7 +4,7 @@ A pruned network is the same network with masks on its channels, or with zeros
 for some of its weights. Masks are data: another mask compiles nothing anew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -77,6 +77,25 @@ def masked(model: Model, channels: dict[str, int] | None = None) -> Model:
     masks = {layer: jnp.ones(c) for layer, c in (channels or {}).items()}
     return {"network": params, "masks": masks}, batch_stats
 
+  def head(params, batch_stats, x):
+    return model.head(params["network"], batch_stats, x)
+
+  def prepare(params, batch_stats, images):
+    return model.prepare(params["network"], batch_stats, images)
+
+  apply = _masked_apply(model)
+  return Model(
+    init,
+    apply,
+    _last_output(apply),
+    head,
+    prepare,
+    model.split_head and _masked_split_head(model.split_head),
+    _masked_structure(model.structure),
+  )
+
+
+def _masked_apply(model: Model) -> Callable:
   def apply(params, batch_stats, images, *, train=False, tap=no_tap):
     masks = jax.lax.stop_gradient(params["masks"])
     names = []
@@ -92,6 +111,12 @@ def masked(model: Model, channels: dict[str, int] | None = None) -> Model:
       require(layer, names)
     return results
 
+  return apply
+
+
+def _last_output(apply: Callable) -> Callable:
+  """Make `Model.features` of `Model.apply`: the output of its last layer."""
+
   def features(params, batch_stats, images):
     outputs = []
 
@@ -103,21 +128,7 @@ def masked(model: Model, channels: dict[str, int] | None = None) -> Model:
     apply(params, batch_stats, images, tap=keep)
     return outputs[-1]
 
-  def head(params, batch_stats, x):
-    return model.head(params["network"], batch_stats, x)
-
-  def prepare(params, batch_stats, images):
-    return model.prepare(params["network"], batch_stats, images)
-
-  return Model(
-    init,
-    apply,
-    features,
-    head,
-    prepare,
-    model.split_head and _masked_split_head(model.split_head),
-    _masked_structure(model.structure),
-  )
+  return features
 
 
 def _masked_split_head(split_head: SplitHead) -> SplitHead:

@@ -101,12 +101,13 @@ def test_vmap_over_parameters_equals_a_loop(small):
 def test_one_step_by_hand():
   # Kernels that pass their input on: the network pools and scales back.
   network = encoder_decoder((4, 4, 1), 1, (1,))
-  params, batch_stats = network.init(KEY)
+  params, batch_stats = jax.jit(network.init)(KEY)
+  apply = jax.jit(network.apply)
   identity = np.zeros((3, 3, 1, 1), np.float32)
   identity[1, 1] = 1
   params = jax.tree.map(lambda x: identity if x.ndim == 4 else x, params)
   images = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-  outputs, _ = network.apply(params, batch_stats, images)
+  outputs, _ = apply(params, batch_stats, images)
   # Maxima 5 7 / 13 15; bilinear with half-pixel centres, per axis the weights
   # of the first value are 1, 3/4, 1/4 and 0.
   along = np.array([0, 0.25, 0.75, 1])
@@ -119,7 +120,8 @@ def test_one_step_by_hand():
 
 def test_the_last_block_alone_has_no_relu():
   network = encoder_decoder((4, 4, 1), 1, (1,))
-  params, batch_stats = network.init(KEY)
+  params, batch_stats = jax.jit(network.init)(KEY)
+  apply = jax.jit(network.apply)
   negative = np.zeros((3, 3, 1, 1), np.float32)
   negative[1, 1] = -1
   for path in (("middle",), ("up", 0, 1)):
@@ -128,7 +130,7 @@ def test_the_last_block_alone_has_no_relu():
     for key in path:
       leaf = leaf[key]
     leaf["conv"]["kernel"] = jnp.asarray(negative)
-    outputs, _ = network.apply(kernels, batch_stats, _uniform(1, 4, 4, 1))
+    outputs, _ = apply(kernels, batch_stats, _uniform(1, 4, 4, 1))
     if path == ("middle",):  # rectified: nothing is left
       assert (outputs == 0).all()
     else:
@@ -139,11 +141,11 @@ def test_normalises_inside():
   plain = encoder_decoder((4, 4, 3), 3, (2,))
   mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
   normalising = encoder_decoder((4, 4, 3), 3, (2,), mean=mean, std=std)
-  weights = plain.init(KEY)
+  weights = jax.jit(plain.init)(KEY)
   images = _uniform(2, 4, 4, 3)
   by_hand = (images - np.array(mean, np.float32)) / np.array(std, np.float32)
-  expected, _ = plain.apply(*weights, by_hand)
-  got, _ = normalising.apply(*weights, images)
+  expected, _ = jax.jit(plain.apply)(*weights, by_hand)
+  got, _ = jax.jit(normalising.apply)(*weights, images)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,11 +97,7 @@ def open_network(
   _check_labels(images, settings["num_classes"], path)
   accuracy = None
   if images.labels is not None and not (pixel_max or mean or std):
-    pixel_max, accuracy = csaw.pixel_max(
-      lambda high: _accuracy(make(high), weights, images)
-    )
-    shares = ", ".join(f"{a:.2%} with {m:g}" for m, a in accuracy.items())
-    logger.info("largest pixel %g: clean accuracy %s", pixel_max, shares)
+    pixel_max, accuracy = _choose_pixel_max(make, weights, images)
   pixel_max = pixel_max or 1.0
   return PretrainedNetwork(
     name, make(pixel_max), weights, settings["num_classes"], pixel_max, accuracy
@@ -184,6 +181,18 @@ def _check_labels(
       f"{path}: labels must be below {num_classes}, the network's classes (got "
       f"{images.labels.max()}): use images that belong to the network"
     )
+
+
+def _choose_pixel_max(
+  make: Callable[[float], Model], weights: Weights, images: Images
+) -> tuple[float, dict[float, float]]:
+  """Return the better largest pixel, and the accuracy with either."""
+  pixel_max, accuracy = csaw.pixel_max(
+    lambda high: _accuracy(make(high), weights, images)
+  )
+  shares = ", ".join(f"{a:.2%} with {m:g}" for m, a in accuracy.items())
+  logger.info("largest pixel %g: clean accuracy %s", pixel_max, shares)
+  return pixel_max, accuracy
 
 
 def _accuracy(model: Model, weights: Weights, images: Images) -> float:
