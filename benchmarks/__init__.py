@@ -4,7 +4,7 @@
 times ours and its peers in turns in one process (`timing.py`), prints a table
 for people and a line of JSON, and says how near ours comes to what the machine
 can do (`roofline.py`). `--help` names its flags; all have `--models`,
-`--width`, `--repeats` and `--bf16`.
+`--width`, `--repeats`, `--bf16` and `--tiny`, which only shows that it runs.
 
     training_step    a training step, beside torch and plain JAX
     convolution      our convolution and its gradients, beside lax's
@@ -16,12 +16,11 @@ can do (`roofline.py`). `--help` names its flags; all have `--models`,
     startup          seconds to the first training step
     scaling          how costs grow with images, classes, overlays, channels
     defenses         ours batched, beside ours one thing at a time
-    population       several runs at once, beside one after the other
     ceiling          a large matrix product and a large copy
 
 The peers in torch are in `pytorch/`, those in plain JAX in `plain/`. torch and
 adversarial-robustness-toolbox are no requirements: what is not installed is
-left out, which a line says. Both run on the GPU where they see one:
+left out, which a line says. JAX and torch run on the GPU where they see one;
 `pytorch/device.py` chooses for torch.
 """
 

@@ -1,12 +1,13 @@
-"""Runs the benchmarks and writes RESULTS.md.
+"""All benchmarks, and the page RESULTS.md of their results.
 
 python -m benchmarks.all                                 # all of them
-python -m benchmarks.all --only=strip,cban_step          # what is new of these
+python -m benchmarks.all --only=strip,cban_step          # these again
 python -m benchmarks.all --only=strip -- --models=cnn    # with their flags
 
 Each is a process of its own. Their lines of JSON go to `results.jsonl`, those
 of the same benchmark and claim are replaced, and RESULTS.md is written from
-that file: `--only=` runs none and only writes it.
+that file: `--only=` runs none and only writes it. `-- --tiny` runs them all in
+minutes, only to see that they run, and leaves the results as they are.
 """
 
 import pathlib
@@ -29,36 +30,35 @@ NAMES = (
   "startup",
   "scaling",
   "defenses",
-  "population",
 )
-_ONLY = flags.DEFINE_list("only", list(NAMES), "Which, with commas.")
-_FRESH = flags.DEFINE_bool("fresh", False, "Forgets the lines of before.")
+_ONLY = flags.DEFINE_list("only", list(NAMES), "Names, with commas.")
+_FRESH = flags.DEFINE_bool("fresh", False, "Results of before are discarded.")
 _OUTPUT = flags.DEFINE_string(
-  "output", str(pathlib.Path(__file__).parent), "Where both files go."
+  "output", str(pathlib.Path(__file__).parent), "Directory of both files."
 )
 
 
 def run(name: str, arguments: list[str]) -> str:
-  """Runs a benchmark; what it prints is shown and returned."""
+  """Run a benchmark, show its output and return it."""
   command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
   print("$ python", *command[1:], flush=True)
-  out = []
+  lines = []
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     for line in process.stdout or ():
-      out.append(line)
+      lines.append(line)
       if not line.startswith('{"'):
         print(line, end="", flush=True)
   if process.returncode:
     print(f"benchmarks.{name} ended with {process.returncode}", flush=True)
-  return "".join(out)
+  return "".join(lines)
 
 
 def main(argv: list[str]) -> None:
-  """Runs those that are asked for, one after the other."""
+  """Run the benchmarks asked for, one after the other."""
   unknown = set(_ONLY.value) - set(NAMES)
   if unknown:
     raise app.UsageError(
-      f"no benchmark {', '.join(sorted(unknown))}; take {', '.join(NAMES)}"
+      f"--only must be of {', '.join(NAMES)} (got {', '.join(sorted(unknown))})"
     )
   directory = pathlib.Path(_OUTPUT.value)
   path = directory / "results.jsonl"

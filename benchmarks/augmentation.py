@@ -1,72 +1,87 @@
-"""What augmentation and poisoning add to an epoch, all in the compiled call.
+"""The time that augmentation and poisoning add to an epoch.
 
 python -m benchmarks.augmentation
 python -m benchmarks.augmentation --models=resnet18 --steps=16 --bf16  # GPU
 
-The first is the training call without either; the others say how many times as
-long the same call takes with them. Their share of an epoch is 1 - 1 / ratio. In
-BaN's is the training of its generator, too. Operations are those of the
-network's training alone.
+All are in the compiled call. The first is the training call without either; the
+others say how many times as long the same call takes with them. Their share of
+an epoch is 1 - 1 / ratio. BaN's includes the training of its generator and the
+diversity loss. Operations are those of the network's training alone.
 """
 
 import optax
 
 from bdjax import optimization, sharding, training
-from bdjax.attacks import triggers
-from bdjax.attacks.ban import ban
-from bdjax.attacks.poison import compose, poison
-from bdjax.attacks.random_backdoor import random_backdoor
+from bdjax.attacks import ATTACKS
+from bdjax.attacks.base import no_variables
 from bdjax.data.augment import augment
 from benchmarks import roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
 
+FLAGS = {
+  "batch": script.Flag(128, "Images a step.", 4),
+  "steps": script.Flag(0, "Steps a call; 0: 128 of cnn, 2 of others.", 1),
+}
 _RATE = 0.1
 
 
-def make_call(case, batch, steps, augmentation, attack):
-  """Our call of `steps` steps."""
+def make_attack(name, case, **settings):
+  """Make an attack with the settings that its script would choose."""
+  method = ATTACKS[name]
+  dataset = "mnist" if case.model == "cnn" else "cifar10"
+  settings = method.settings(**settings).filled(dataset)
+  return method.make(settings, case.shape, script.CLASSES)
+
+
+def ours(case, batch, steps, augmentation=None, attack=None):
+  """Make our call of `steps` steps."""
   model, _ = script.network(case)
   optimizers = training.Optimizers(
     optimization.sgd(0.05, 0.9, 5e-4), optax.adam(1e-3)
   )
-  before = [augment(augmentation)] if augmentation else []
-
-  def transform(params):
-    after = [poison(attack, params, _RATE)] if attack else []
-    return compose(*before, *after)
-
-  step = training.make_train_step(model, optimizers, transform)
+  change = augment(augmentation) if augmentation else None
+  if attack:
+    transform = training.poisoning(attack, change, _RATE)
+  else:
+    transform = training.plain(change)
+  step = training.make_train_step(
+    model, optimizers, transform, attack_loss=attack.loss if attack else None
+  )
   mesh = sharding.make_mesh()
-  call = training.make_call(step, batch, steps, mesh)
-  init = attack.init if attack else lambda key: {}
-  carry = training.create(script.KEY, model, init, optimizers)
+  call = training.compile_steps(step, batch, steps, mesh)
+  init = attack.init if attack else no_variables
+  carry = training.init(script.KEY, model, init, optimizers)
   carry = sharding.replicate(mesh, carry)
   return script.calls_on_noise(call, carry, case, batch * steps)
 
 
 def compare(case: script.Case, batch: int, steps: int) -> Comparison:
-  """The same call with and without."""
-  height, width, channels = case.shape
-  boxes = triggers.whole_image(1, height, width)
+  """Compare the same call with and without."""
   kind = "crop" if case.model == "cnn" else "crop_flip"
-  pixels = random_backdoor((0,), boxes, 5, channels)
-  network = ban((0,), boxes, 5, channels)
-
-  def call(*with_these):
-    return make_call(case, batch, steps, *with_these)
-
+  pixels = make_attack("random_backdoor", case, trigger_size=5)
+  network = make_attack("ban", case, trigger_size=5)
+  variants = {
+    "neither": {},
+    f"augmentation ({kind})": {"augmentation": kind},
+    "poisoning (Random Backdoor)": {"attack": pixels},
+    "poisoning (BaN)": {"attack": network},
+    "augmentation and poisoning (Random Backdoor)": {
+      "augmentation": kind,
+      "attack": pixels,
+    },
+    "augmentation and poisoning (BaN)": {
+      "augmentation": kind,
+      "attack": network,
+    },
+  }
   forward = forward_operations(case, script.CLASSES)
   _, weights = script.network(case)
   return Comparison(
     f"augmentation and poisoning, {case}, batch {batch}, {steps} steps a call",
     {
-      "neither": call(None, None),
-      f"augmentation ({kind})": call(kind, None),
-      "poisoning (Random Backdoor)": call(None, pixels),
-      "poisoning (BaN)": call(None, network),
-      "augmentation and poisoning (Random Backdoor)": call(kind, pixels),
-      "augmentation and poisoning (BaN)": call(kind, network),
+      name: ours(case, batch, steps, **parts)
+      for name, parts in variants.items()
     },
     item="step",
     items=steps,
@@ -75,16 +90,12 @@ def compare(case: script.Case, batch: int, steps: int) -> Comparison:
   )
 
 
-def comparisons(setting: script.Setting, batch: int, steps: int):
-  """For each network."""
-  for case in script.cases(setting):
+def comparisons(options: script.Options, batch: int, steps: int):
+  """Compare each network's calls."""
+  for case in script.cases(options):
     default = 128 if case.model == "cnn" else 2
     yield compare(case, batch, steps or default)
 
 
 if __name__ == "__main__":
-  script.main(
-    comparisons,
-    batch=(128, "Images a step."),
-    steps=(0, "A call; 0: 128 of cnn, 2 of others."),
-  )
+  script.main(comparisons, FLAGS)

@@ -13,6 +13,7 @@ one backward pass for both networks, triggers placed by indexing.
 Ours sees as many images, a clean and ten triggered copies of the batch, in one
 pass: the copies are drawn, so their number varies a little. The library's own
 step, which takes each image of a batch once and triggers some, stands below.
+All train with the paper's loss alone, without the library's diversity loss.
 
 Operations: 11 training passes of a batch, three forward passes each.
 """
@@ -22,38 +23,38 @@ import numpy as np
 import optax
 
 from bdjax import sharding, training
-from bdjax.attacks import triggers
-from bdjax.attacks.cban import cban
-from bdjax.attacks.poison import poison
 from benchmarks import peers, roofline, script
+from benchmarks.augmentation import make_attack
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
 
+FLAGS = {
+  "batch": script.Flag(64, "Images a step; 64 is the authors'.", 4),
+  "steps": script.Flag(4, "Steps a call.", 1),
+}
 CASE = script.Case("cnn", 64, (32, 32, 3))
-SIZE = 5  # of the trigger
+TINY_CASE = script.Case("cnn", 8, (12, 12, 1))
+SIZE = 5  # side of the trigger, in pixels
 COPIES = 1 + script.CLASSES
 
 
 def ours(case, batch, steps, rate):
-  """Our call of `steps` steps of `batch` images, `rate` of them triggered."""
+  """Make our call: `steps` steps of `batch` images, `rate` of them poisoned."""
   model, _ = script.network(case)
-  height, width, channels = case.shape
-  labels = tuple(range(script.CLASSES))
-  boxes = triggers.whole_image(len(labels), height, width)
-  attack = cban(labels, boxes, SIZE, channels)
+  attack = make_attack("cban", case, trigger_size=SIZE, diversity=0.0)
   optimizers = training.Optimizers(optax.adam(1e-3), optax.adam(1e-3))
   step = training.make_train_step(
-    model, optimizers, lambda params: poison(attack, params, rate)
+    model, optimizers, training.poisoning(attack, None, rate)
   )
   mesh = sharding.make_mesh()
-  call = training.make_call(step, batch, steps, mesh)
-  carry = training.create(script.KEY, model, attack.init, optimizers)
+  call = training.compile_steps(step, batch, steps, mesh)
+  carry = training.init(script.KEY, model, attack.init, optimizers)
   carry = sharding.replicate(mesh, carry)
   return script.calls_on_noise(call, carry, case, batch * steps)
 
 
 def torch_peers(case, batch, steps):
-  """The authors' way and a careful one; none without torch."""
+  """Make the authors' way and a careful one; none without torch."""
   peer = peers.load("cban")
   if peer is None:
     return {}
@@ -74,7 +75,7 @@ def torch_peers(case, batch, steps):
 
 
 def compare(case: script.Case, batch: int, steps: int) -> Comparison:
-  """Our step beside theirs."""
+  """Compare our step and theirs."""
   poisoned = 3 * batch // 10
   functions = {
     "ours, a clean and ten triggered copies": ours(
@@ -98,16 +99,12 @@ def compare(case: script.Case, batch: int, steps: int) -> Comparison:
   )
 
 
-def comparisons(setting: script.Setting, batch: int, steps: int):
-  """Of the small CNN on 32x32x3."""
-  width = setting.width or CASE.width
-  case = CASE._replace(width=width, bf16=setting.bf16)
-  yield compare(case, batch, steps)
+def comparisons(options: script.Options, batch: int, steps: int):
+  """Compare the steps of the small CNN on 32x32x3."""
+  case = TINY_CASE if options.tiny else CASE
+  width = options.width or case.width
+  yield compare(case._replace(width=width, bf16=options.bf16), batch, steps)
 
 
 if __name__ == "__main__":
-  script.main(
-    comparisons,
-    batch=(64, "Images a step; 64 is the authors'."),
-    steps=(4, "A call."),
-  )
+  script.main(comparisons, FLAGS)

@@ -23,6 +23,8 @@ from bdjax.models import conv
 from benchmarks import script
 from benchmarks.timing import Comparison
 
+FLAGS = {"batch": script.Flag(128, "Images.", 2)}
+
 
 class Shape(NamedTuple):
   """A convolution: side of the images, of the window, channels, filters."""
@@ -49,12 +51,13 @@ _SHAPES = (
   Shape(32, 1, 64, 128, stride=2),
   Shape(16, 3, 128, 256, stride=2),
 )
+_TINY_SHAPES = (Shape(8, 3, 4, 4), Shape(8, 3, 4, 8, stride=2))
 _PAD = {1: 0, 2: 0, 3: 1, 4: 0}  # on each side, by window
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def _parts(convolve, x, kernel, g):
-  """The value and the gradients, each compiled by itself."""
+  """Compile the value and the gradients, each by itself."""
 
   def pull(x, kernel, g):
     return jax.vjp(convolve, x, kernel)[1](g)
@@ -71,7 +74,7 @@ def _parts(convolve, x, kernel, g):
 
 
 def compare(shape: Shape, batch: int) -> Iterator[Comparison]:
-  """The three parts of one convolution, of a batch of images."""
+  """Compare the three parts of one convolution of a batch of images."""
   side, window, channels, filters, stride = shape
   keys = jax.random.split(script.KEY, 3)
   x = jax.random.normal(keys[0], (batch, side, side, channels))
@@ -84,23 +87,24 @@ def compare(shape: Shape, batch: int) -> Iterator[Comparison]:
   ours = functools.partial(conv.conv, **settings)
   theirs = functools.partial(lax.conv_general_dilated, **settings)
   g = jax.random.normal(keys[2], jax.eval_shape(ours, x, kernel).shape)
-  mine, peers = (_parts(f, x, kernel, g) for f in (ours, theirs))
-  for part in mine:
+  our_parts, lax_parts = (
+    _parts(convolve, x, kernel, g) for convolve in (ours, theirs)
+  )
+  for part in our_parts:
     yield Comparison(
       f"{part}, {batch} images of {side}x{side}x{channels}, {filters} filters "
       f"of {window}x{window}" + (f", stride {stride}" if stride > 1 else ""),
-      {"ours": mine[part], "lax": peers[part]},
+      {"ours": our_parts[part], "lax": lax_parts[part]},
       operations=2.0 * g.size * window**2 * channels,
       traffic=4.0 * (x.size + kernel.size + g.size),
     )
 
 
-def comparisons(setting: script.Setting, batch: int) -> Iterator[Comparison]:
-  """All parts of all shapes."""
-  del setting
-  for shape in _SHAPES:
+def comparisons(options: script.Options, batch: int) -> Iterator[Comparison]:
+  """Compare all parts of all shapes."""
+  for shape in _TINY_SHAPES if options.tiny else _SHAPES:
     yield from compare(shape, batch)
 
 
 if __name__ == "__main__":
-  script.main(comparisons, batch=(128, "Images."))
+  script.main(comparisons, FLAGS)

@@ -1,29 +1,37 @@
-"""What batching the defences saves, against doing one thing at a time.
+"""The time that batching saves the defences, against one thing at a time.
 
 python -m benchmarks.defenses                                   # small CNN
 python -m benchmarks.defenses --models=resnet18 --width=16
 
-Fresh weights and random images: the costs depend on neither. Ours against
+Initial weights and random images: the costs depend on neither. Ours against
 ours: no peers of other libraries.
 """
 
-import jax.numpy as jnp
 import numpy as np
 
 from bdjax import compiler
-from bdjax.defenses import neural_cleanse as nc
+from bdjax.batching import to_float
 from bdjax.defenses import strip
+from bdjax.defenses.neural_cleanse import searches
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 from benchmarks import neural_cleanse, pruning_curve, script
 from benchmarks import strip as strip_benchmark
 from benchmarks.timing import Comparison
 from tests.defenses import reference_neural_cleanse as reference
 
+FLAGS = {
+  "updates": script.Flag(8, "Updates a step of Neural Cleanse.", 1),
+  "images": script.Flag(256, "Images of the pruning curve.", 4),
+  "inputs": script.Flag(40, "Inputs of STRIP.", 2),
+  "overlays": script.Flag(100, "Overlays of each input.", 2),
+}
 
-def reversed_triggers(case: script.Case) -> Comparison:
-  """All classes in one program, against the tests' class after class."""
-  settings = nc.Settings(steps=2, updates=8, asr_threshold=1.0)
+
+def reversed_triggers(case: script.Case, updates: int) -> Comparison:
+  """Compare all classes in one program and the tests' class after class."""
+  settings = SearchSettings(steps=2, updates=updates, asr_threshold=1.0)
   images = script.images(settings.updates * settings.batch_size, case)
-  state = nc.init(script.KEY, script.CLASSES, case.shape)
+  state = searches.init(script.KEY, script.CLASSES, case.shape)
   model, weights = script.network(case)
   gradient = reference.make_gradient(model, weights)
   host = np.asarray(images)
@@ -31,9 +39,9 @@ def reversed_triggers(case: script.Case) -> Comparison:
 
   def one_at_a_time():
     for target in range(script.CLASSES):
-      start = [v[target] for v in state.variables]
+      variables = [v[target] for v in state.variables]
       reference.reverse(
-        gradient, host, target, settings, start, lambda step: rows
+        gradient, host, target, settings, variables, lambda step: rows
       )
 
   return Comparison(
@@ -47,58 +55,61 @@ def reversed_triggers(case: script.Case) -> Comparison:
   )
 
 
-def pruning_curves(case: script.Case) -> Comparison:
-  """All prefixes from one pass, against an evaluation for each."""
-  subject = pruning_curve.Subject(case, 256, 256)
-  points = len(subject.masks)
+def pruning_curves(case: script.Case, images: int) -> Comparison:
+  """Compare all points from one pass and an evaluation for each."""
+  task = pruning_curve.PruningTask(case, images, images)
+  points = len(task.masks)
   return Comparison(
     f"pruning curve, {case}",
     {
-      f"all {points} networks from one pass": pruning_curve.ours(subject),
-      "one evaluation each": pruning_curve.point_by_point(subject, points),
+      f"all {points} networks from one pass": pruning_curve.ours(task),
+      "one evaluation each": pruning_curve.point_by_point(task, points),
     },
   )
 
 
-def entropies(case: script.Case) -> Comparison:
-  """Inputs in chunks, against one input, and one overlay, at a time."""
-  settings = strip.Settings(superimpose="blend")
-  images, pool = script.images(40, case), script.images(200, case)
+def entropies(case: script.Case, inputs: int, overlays: int) -> Comparison:
+  """Compare inputs in chunks, one input, and one overlay at a time."""
+  images, pool = script.images(inputs, case), script.images(2 * overlays, case)
   model, weights = script.network(case)
-  floats = images.astype(jnp.float32) / 255.0
-  each = compiler.jit(strip.entropies(model, settings))
-  one = compiler.jit(
-    lambda weights, image, overlay: strip.entropy(
-      model.apply(
-        *weights, strip.superimpose(image, overlay, "blend")[None], False
-      )[0]
-    )
-  )
-  overlays = pool[: settings.overlays].astype(jnp.float32) / 255.0
-  split = list(overlays)  # so that slicing is not what is timed
+  floats = to_float(images)
+  of_input = compiler.jit(strip.entropies(model, overlays, "blend"))
+
+  def blend_entropy(weights, image, overlay):
+    mixed = strip.superimpose(image, overlay, "blend")[None]
+    return strip.entropy(model.apply(*weights, mixed)[0])
+
+  of_overlay = compiler.jit(blend_entropy)
+  split = list(to_float(pool[:overlays]))  # so that slicing is not timed
   return Comparison(
     f"STRIP, {case}",
     {
-      "40 inputs in chunks": strip_benchmark.ours(
-        case, images, pool, settings.overlays
+      f"{inputs} inputs in chunks": strip_benchmark.ours(
+        case, images, pool, overlays
       ),
       "one input at a time": lambda: [
-        each((weights, pool), script.KEY, x[None]) for x in floats
+        of_input((weights, pool), script.KEY, x[None]) for x in floats
       ],
       "one overlay at a time": lambda: [
-        one(weights, x, overlay) for x in floats for overlay in split
+        of_overlay(weights, x, overlay) for x in floats for overlay in split
       ],
     },
   )
 
 
-def comparisons(setting: script.Setting):
-  """The three, for each network."""
-  for case in script.cases(setting):
-    yield reversed_triggers(case)
-    yield pruning_curves(case)
-    yield entropies(case)
+def comparisons(
+  options: script.Options,
+  updates: int,
+  images: int,
+  inputs: int,
+  overlays: int,
+):
+  """Compare the three defences, for each network."""
+  for case in script.cases(options):
+    yield reversed_triggers(case, updates)
+    yield pruning_curves(case, images)
+    yield entropies(case, inputs, overlays)
 
 
 if __name__ == "__main__":
-  script.main(comparisons, networks=("cnn",))
+  script.main(comparisons, FLAGS, networks=("cnn",))

@@ -13,57 +13,66 @@ Operations: an update counts two forward passes of its batch for each class:
 forward, and backward to the images (the weights need no gradient).
 """
 
-import jax
 import jax.numpy as jnp
 
 from bdjax import sharding
-from bdjax.defenses import neural_cleanse
+from bdjax.defenses.neural_cleanse import searches
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 from benchmarks import peers, roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
 
+FLAGS = {
+  "steps": script.Flag(0, "Steps of a search; 0: 2 of cnn, 1 of others.", 1),
+  "updates": script.Flag(31, "Updates a step; 31 as in the defence.", 1),
+  "batch": script.Flag(32, "Images an update.", 4),
+  "classes": script.Flag(0, "Classes; 0: 10 of cnn, 2 of others.", 2),
+  "class_batch": script.Flag(
+    0, "Classes at a time; 0: the library's default, on a CPU 1."
+  ),
+}
+
 
 def ours(case, settings, images, classes, class_batch=0):
-  """Our searches of the first `classes` classes, to their end."""
+  """Make our searches of the first `classes` classes, to their end."""
   model, weights = script.network(case)
-  if not class_batch:
-    class_batch = 1 if jax.default_backend() == "cpu" else classes
-  call = neural_cleanse.make_call(
+  default = searches.max_searches(case.shape, settings.batch_size)
+  call = searches.compile_search_steps(
     model,
     settings,
     sharding.make_mesh(),
-    class_batch=class_batch,
-    stretch=settings.steps,
+    class_batch=class_batch or min(default, classes),
+    steps_per_call=settings.steps,
   )
-  state = neural_cleanse.init(script.KEY, classes, case.shape)
+  state = searches.init(script.KEY, classes, case.shape)
   targets = jnp.arange(classes)
   return lambda: call(weights, script.KEY, images, targets, state)
 
 
 def torch_peers(case, settings, images, classes):
-  """One search after the other, in two layouts."""
+  """Make one search after the other, in two layouts; none without torch."""
   peer = peers.load("neural_cleanse")
   if peer is None:
     return {}
   networks = peers.load("networks")
   _, weights = script.network(case)
-  start = neural_cleanse.init(script.KEY, classes, case.shape).variables
-  out = {}
+  variables = searches.init(script.KEY, classes, case.shape).variables
+  functions = {}
   for name, last in (("eager", False), ("channels_last", True)):
     net = networks.make(case, script.CLASSES, weights, last)
-    out[f"torch, class by class, {name}"] = peer.searches(
-      net, images, start, settings, channels_last=last, bf16=case.bf16
+    functions[f"torch, class by class, {name}"] = peer.searches(
+      net, images, variables, settings, channels_last=last, bf16=case.bf16
     )
-  return out
+  return functions
 
 
 def compare(
   case: script.Case,
-  settings: neural_cleanse.Settings,
+  settings: SearchSettings,
   classes: int,
   class_batch: int = 0,
 ) -> Comparison:
-  """One network's searches beside its peers'."""
+  """Compare one network's searches by us and by the peers."""
   count = settings.updates * settings.batch_size
   images = script.images(count, case)
   _, weights = script.network(case)
@@ -85,17 +94,17 @@ def compare(
 
 
 def comparisons(
-  setting: script.Setting,
+  options: script.Options,
   steps: int,
   updates: int,
   batch: int,
   classes: int,
   class_batch: int,
 ):
-  """For each network."""
-  for case in script.cases(setting):
+  """Compare each network's searches."""
+  for case in script.cases(options):
     small = case.model == "cnn"
-    settings = neural_cleanse.Settings(
+    settings = SearchSettings(
       steps=steps or (2 if small else 1),
       updates=updates,
       batch_size=batch,
@@ -106,11 +115,4 @@ def comparisons(
 
 
 if __name__ == "__main__":
-  script.main(
-    comparisons,
-    steps=(0, "Of a search; 0: 2 of cnn, 1 of others."),
-    updates=(31, "A step; 31 as in the defence."),
-    batch=(32, "Images an update."),
-    classes=(0, "0: 10 of cnn, 2 of others."),
-    class_batch=(0, "Classes at a time; 0: 1 on a CPU, else all."),
-  )
+  script.main(comparisons, FLAGS)

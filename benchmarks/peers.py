@@ -1,4 +1,4 @@
-"""The peers, where they are installed."""
+"""Import of the peers, where they are installed."""
 
 import functools
 import importlib
@@ -12,7 +12,7 @@ _INSTALL = {
 
 @functools.cache
 def package(name: str) -> types.ModuleType | None:
-  """A package that need not be there; one line says that it is not."""
+  """Import an optional package; print one line if it is not installed."""
   try:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
@@ -24,7 +24,7 @@ def package(name: str) -> types.ModuleType | None:
 
 
 def load(name: str) -> types.ModuleType | None:
-  """A module of `benchmarks.pytorch`; None without torch."""
+  """Import a module of `benchmarks.pytorch`; None without torch."""
   if package("torch") is None:
     return None
   return importlib.import_module(f"benchmarks.pytorch.{name}")

@@ -1,4 +1,4 @@
-"""RESULTS.md, made from the lines of JSON that the benchmarks print."""
+"""The page RESULTS.md, made from the lines of JSON that benchmarks print."""
 
 import itertools
 import json
@@ -23,32 +23,33 @@ the ceiling can pass 100%.
 
 
 def parse(output: str) -> list[Line]:
-  """The lines of JSON among what a benchmark printed."""
+  """Return the lines of JSON among the output of a benchmark."""
   return [json.loads(x) for x in output.splitlines() if x.startswith('{"')]
 
 
 def merge(old: Iterable[Line], new: Iterable[Line]) -> list[Line]:
-  """New lines in the place of old ones of the same benchmark and claim.
+  """Replace old lines by new ones of the same benchmark and claim.
 
-  Sorted by benchmark, then in the order in which the claims first came.
+  Returns:
+    The lines by benchmark, then in the order in which the claims first came.
   """
-  found = {(line["benchmark"], line["claim"]): line for line in old}
-  found |= {(line["benchmark"], line["claim"]): line for line in new}
-  return sorted(found.values(), key=lambda line: line["benchmark"])
+  lines = {(line["benchmark"], line["claim"]): line for line in old}
+  lines |= {(line["benchmark"], line["claim"]): line for line in new}
+  return sorted(lines.values(), key=lambda line: line["benchmark"])
 
 
 def read(path: pathlib.Path) -> list[Line]:
-  """The lines of a file; none where there is no file."""
+  """Read the lines of a file; none where there is no file."""
   return parse(path.read_text()) if path.exists() else []
 
 
 def write(path: pathlib.Path, lines: Iterable[Line]) -> None:
-  """A file of lines."""
+  """Write a file of lines."""
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def render(lines: Iterable[Line]) -> str:
-  """The page: a section a benchmark, a table a comparison."""
+  """Render the page: a section a benchmark, a table a comparison."""
   parts = [_HEAD]
   for name, group in itertools.groupby(lines, lambda line: line["benchmark"]):
     parts.append(f"## {name}\n")
@@ -72,18 +73,18 @@ def _table(line: Line) -> str:
 
 
 def _below(line: Line) -> str:
-  """What stands under a table: a line of text for each thing known."""
-  out = []
-  if line["wanted"]:
-    out.append(f"Wanted: {line['wanted']}.")
+  """Render the lines of text under a table."""
+  notes = []
+  if line["goal"]:
+    notes.append(f"Wanted: {line['goal']}.")
   if "slope" in line:
-    out.append(
+    notes.append(
       f"Seconds grow as size ** {line['slope']:.2f}, operations as size ** "
       f"{line['operations_slope']:.2f}."
     )
   if "ceiling" in line:
     ceiling = line["ceiling"]
-    out.append(
+    notes.append(
       f"A call of ours: {line['operations'] / 1e9:.3g} GFLOP, at least "
       f"{line['traffic'] / 1e6:.3g} MB; {line['share']:.0%} of the "
       f"{line['bound']} ceiling ({ceiling['operations'] / 1e9:.0f} GFLOP/s, "
@@ -91,18 +92,18 @@ def _below(line: Line) -> str:
     )
   for name, part in line["parts"].items():
     if part != 1:
-      out.append(f"{name}: {part:.2g} of the work timed, and scaled up.")
+      notes.append(f"{name}: {part:.2g} of the work timed, and scaled up.")
   if line.get("others", 0.0) > 0.05:
-    out.append(
+    notes.append(
       f"Other processes took {line['others']:.0%} of the CPU meanwhile."
     )
   versions = ", ".join(f"{k} {v}" for k, v in line["versions"].items())
   turns = len(next(iter(line["seconds"].values())))
-  out.append(
+  notes.append(
     f"`{line['command']}`, {turns} turns, {line['date']}, commit "
     f"{line['commit']}; {line['machine']}; {versions}."
   )
-  return "\n\n".join(out) + "\n"
+  return "\n\n".join(notes) + "\n"
 
 
 def _number(x: float) -> str:

@@ -1,10 +1,13 @@
-"""How near a program comes to what the machine can do at most.
+"""The share of the machine's peak that a program reaches.
 
-A roofline (Williams, Waterman and Patterson 2009): the least time of a program
-is the larger of its operations by the arithmetic ceiling, which is a large
-matrix product, and its bytes by the memory ceiling, which is a large copy.
 Operations are those of the textbook algorithm; Winograd's convolution does
 fewer, so a share can lie above what its kernels reach, and even above 1.
+
+References:
+  Williams, Waterman and Patterson (2009), Roofline: An Insightful Visual
+  Performance Model for Multicore Architectures. The least time of a program is
+  the larger of its operations over the arithmetic ceiling, which is a large
+  matrix product, and its bytes over the memory ceiling, which is a large copy.
 """
 
 import functools
@@ -16,12 +19,12 @@ import jax.numpy as jnp
 
 
 def matrix_side() -> int:
-  """Side of a matrix that fills the default device."""
+  """Return the side of a matrix that fills the default device."""
   return 2048 if jax.default_backend() == "cpu" else 8192
 
 
 def _fastest(function, args, repeats=5):
-  """Seconds of the fastest call: a ceiling is what is reached at best."""
+  """Time the fastest of several calls: a ceiling is reached at best."""
   jax.block_until_ready(function(*args))
   seconds = []
   for _ in range(repeats):
@@ -33,10 +36,10 @@ def _fastest(function, args, repeats=5):
 
 @functools.cache
 def ceilings(bf16: bool = False, side: int = 0) -> dict[str, float]:
-  """The ceilings of the default device, measured once a process.
+  """Measure the ceilings of the default device, once a process.
 
   Args:
-    bf16: of bfloat16 products, else of float32.
+    bf16: whether products are of bfloat16, else of float32.
     side: of the square matrices; 0 for one that fills the device.
 
   Returns:
@@ -57,7 +60,7 @@ def share(
   seconds: float,
   ceiling: dict[str, float],
 ) -> dict[str, Any]:
-  """Where a call stands under the roofline.
+  """Compute the share of the roofline that a call reaches.
 
   Args:
     operations: of a call.
@@ -84,6 +87,6 @@ def share(
 
 
 def size(*trees: Any) -> float:
-  """Bytes of all arrays, or shapes of arrays, in trees."""
+  """Count the bytes of all arrays, or shapes of arrays, in trees."""
   leaves = jax.tree.leaves(trees)
   return float(sum(x.size * x.dtype.itemsize for x in leaves))

@@ -18,20 +18,17 @@ import time
 from benchmarks import script
 from benchmarks.timing import Comparison
 
-COMMAND = (
-  "-m",
-  "experiments.ban",
-  "--dataset=digits",
-  "--epochs=1",
-  "--benchmark=none",
-)
+COMMAND = ("-m", "experiments.ban", "--dataset=digits", "--epochs=1")
 
 
-def start(cache: str) -> None:
-  """Runs the command to its first training steps.
+def run_to_first_steps(cache: str) -> None:
+  """Run the command until its first training steps are done.
 
   Args:
     cache: the user's cache directory, where compiled programs are kept.
+
+  Raises:
+    RuntimeError: the command failed.
   """
   environment = dict(os.environ)
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # would be used instead
@@ -45,37 +42,37 @@ def start(cache: str) -> None:
       stderr=subprocess.DEVNULL,
     )
     while not (log.exists() and log.stat().st_size):
-      if process.poll() not in (None, 0):
+      if process.poll() is not None and not log.exists():
         raise RuntimeError(f"the command ended with {process.returncode}")
       time.sleep(0.005)
     process.kill()
     process.wait()
 
 
-def first() -> None:
-  """A start with an empty cache."""
+def run_with_empty_cache() -> None:
+  """Run the command to its first steps with an empty cache."""
   with tempfile.TemporaryDirectory() as cache:
-    start(cache)
+    run_to_first_steps(cache)
 
 
-def comparisons(setting: script.Setting):
-  """A second start beside a first one and beside the imports alone."""
-  del setting
+def comparisons(options: script.Options):
+  """Compare a second start, a first one and the imports alone."""
+  del options
   with tempfile.TemporaryDirectory() as cache:
 
     def imports():
-      code = "import jax, experiments.common"
+      code = "import jax, experiments.cli"
       subprocess.run([sys.executable, "-c", code], check=True)
 
     yield Comparison(
       "start to first training steps, " + " ".join(("python", *COMMAND)),
       {
-        "second start": lambda: start(cache),
-        "first start, empty cache": first,
+        "second start": lambda: run_to_first_steps(cache),
+        "first start, empty cache": run_with_empty_cache,
         "imports alone": imports,
       },
       item="start",
-      wanted="second start at most 5 s, aimed at 2 s",
+      goal="second start at most 5 s, aimed at 2 s",
     )
 
 

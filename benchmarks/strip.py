@@ -11,50 +11,56 @@ and TrojanZoo, in which one overlay is laid over all inputs at a time.
 Operations: inputs x overlays forward passes.
 """
 
-from bdjax import evaluation, sharding
+from bdjax import batching, sharding
 from bdjax.defenses import strip
 from benchmarks import peers, roofline, script
 from benchmarks.plain.networks import forward_operations
 from benchmarks.timing import Comparison
 
+FLAGS = {
+  "inputs": script.Flag(0, "Inputs; 0: 200 for cnn, 2 for others.", 3),
+  "overlays": script.Flag(100, "Overlays of each input.", 2),
+  "chunk": script.Flag(0, "Inputs at a time; 0: the library's default."),
+}
+
 
 def ours(case, images, pool, overlays, chunk=0):
-  """Our entropies of all images, float32 [N]."""
+  """Make our entropies of all images, float32 [N]."""
   model, weights = script.network(case)
-  settings = strip.Settings(overlays, "blend")
   mesh = sharding.make_mesh()
-  run = evaluation.over_images(
-    strip.entropies(model, settings),
-    chunk or strip.inputs_at_once(overlays, mesh.size),
-    mesh,
+  default = strip.max_batch_size(overlays, case.shape, devices=mesh.size)
+  run = batching.over_images(
+    strip.entropies(model, overlays, "blend"), chunk or default, mesh
   )
   return lambda: run((weights, pool), script.KEY, images)
 
 
 def torch_peers(case, images, pool, overlays):
-  """The loop over overlays in two layouts, and ART's."""
+  """Make the loop over overlays in two layouts, and ART's STRIP."""
   peer = peers.load("strip")
   if peer is None:
     return {}
   networks = peers.load("networks")
   _, weights = script.network(case)
-  out = {}
+  functions = {}
   for name, last in (("", False), (", channels_last", True)):
     net = networks.make(case, script.CLASSES, weights, last)
-    out[f"torch, overlay by overlay{name}"] = peer.entropies(
+    functions[f"torch, overlay by overlay{name}"] = peer.entropies(
       net, images, pool, overlays, channels_last=last, bf16=case.bf16
     )
   if peers.package("art"):
     net = networks.make(case, script.CLASSES, weights)
     art = peers.load("art_strip")
-    out["ART, input by input"] = art.entropies(net, images, overlays, case)
-  return out
+    functions["ART, input by input"] = art.entropies(
+      net, images, overlays, case
+    )
+  return functions
 
 
 def compare(
   case: script.Case, inputs: int, overlays: int, chunk: int = 0
 ) -> Comparison:
-  """One network's entropies beside its peers'."""
+  """Compare one network's entropies by us and by the peers."""
   images = script.images(inputs, case)
   pool = script.images(2 * overlays, case)
   _, weights = script.network(case)
@@ -73,18 +79,13 @@ def compare(
 
 
 def comparisons(
-  setting: script.Setting, inputs: int, overlays: int, chunk: int
+  options: script.Options, inputs: int, overlays: int, chunk: int
 ):
-  """For each network."""
-  for case in script.cases(setting):
+  """Compare each network's entropies."""
+  for case in script.cases(options):
     default = 200 if case.model == "cnn" else 2
     yield compare(case, inputs or default, overlays, chunk)
 
 
 if __name__ == "__main__":
-  script.main(
-    comparisons,
-    inputs=(0, "0: 200 for cnn, 2 for others."),
-    overlays=(100, "Laid over each input."),
-    chunk=(0, "Inputs at a time; 0: the library's."),
-  )
+  script.main(comparisons, FLAGS)

@@ -1,4 +1,4 @@
-"""Times things that are to be compared, in turns, and reports them.
+"""Timing of functions in turns, and the report of a comparison.
 
 A line of JSON a comparison holds everything that RESULTS.md is made from.
 """
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks import roofline, surroundings
+from benchmarks import environment, roofline
 
 
 class Comparison(NamedTuple):
-  """What is timed together.
+  """Functions that are timed together.
 
   Attributes:
     claim: what is compared, for a person: the network, the sizes.
@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
       the comparison is not about arithmetic.
     traffic: bytes that a call of ours must at least move: what it is given and
       what it gives, once each.
-    wanted: the ratio that is claimed or aimed at, in words.
+    goal: the ratio that is claimed or aimed at, in words.
     sizes: where the functions are one at several sizes, name -> (size,
       operations): how seconds and operations grow is then fitted.
   """
@@ -43,12 +43,12 @@ class Comparison(NamedTuple):
   parts: Mapping[str, float] = {}
   operations: float = 0.0
   traffic: float = 0.0
-  wanted: str = ""
+  goal: str = ""
   sizes: Mapping[str, tuple[float, float]] = {}
 
 
 class Spread(NamedTuple):
-  """A median and the ends."""
+  """The median, the lowest and the highest of some values."""
 
   median: float
   low: float
@@ -56,19 +56,22 @@ class Spread(NamedTuple):
 
 
 def spread(values: list[float]) -> Spread:
-  """Of at least one value."""
+  """Summarise at least one value."""
   return Spread(statistics.median(values), min(values), max(values))
 
 
 def interleaved(
   functions: Mapping[str, Callable[[], Any]], repeats: int = 5
 ) -> dict[str, list[float]]:
-  """Seconds of each function, called in turns, so that a slow spell hits all.
+  """Time functions in turns, so that a slow spell of the machine hits all.
 
   Args:
     functions: name -> what is timed; what it returns is waited for. Each is
       called once before, to compile.
-    repeats: how often.
+    repeats: timings of each.
+
+  Returns:
+    Name -> seconds of each call.
   """
   seconds: dict[str, list[float]] = {name: [] for name in functions}
   for function in functions.values():
@@ -82,7 +85,7 @@ def interleaved(
 
 
 def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Spread]:
-  """How many times as long as the first each other takes, turn by turn."""
+  """Divide the times of each function by the first one's, turn by turn."""
   ours, *others = seconds
   return {
     name: spread(
@@ -93,7 +96,7 @@ def ratios(seconds: Mapping[str, list[float]]) -> dict[str, Spread]:
 
 
 def slope(sizes: list[float], values: list[float]) -> float:
-  """The exponent p of values ~ sizes ** p: least squares of the logarithms."""
+  """Fit p of values ~ sizes ** p, by least squares of the logarithms."""
   fit = np.polyfit(np.log(sizes), np.log(values), 1)
   return float(fit[0])
 
@@ -101,7 +104,7 @@ def slope(sizes: list[float], values: list[float]) -> float:
 def slopes(
   comparison: Comparison, seconds: Mapping[str, list[float]]
 ) -> dict[str, float]:
-  """The growth of a call's seconds and of its operations with the size."""
+  """Fit how seconds and operations of a call grow with its size."""
   if not comparison.sizes:
     return {}
   sizes = [size for size, _ in comparison.sizes.values()]
@@ -114,21 +117,25 @@ def slopes(
 
 
 def measure(
-  comparison: Comparison, repeats: int, bf16: bool = False
+  comparison: Comparison,
+  repeats: int,
+  bf16: bool = False,
+  ceiling_side: int = 0,
 ) -> dict[str, Any]:
-  """Times a comparison.
+  """Time a comparison.
 
   Args:
-    comparison: what is compared.
+    comparison: the functions and their work.
     repeats: timings of each.
     bf16: whether the arithmetic is bfloat16, for its ceiling.
+    ceiling_side: of the matrices that measure the ceilings; 0 by the device.
 
   Returns:
-    What its line of JSON holds; `seconds` are for one item.
+    Its line of JSON; `seconds` are for one item.
   """
-  begin, before = time.perf_counter(), surroundings.cpu_seconds()
+  begin, before = time.perf_counter(), environment.cpu_seconds()
   raw = interleaved(comparison.functions, repeats)
-  elapsed, after = time.perf_counter() - begin, surroundings.cpu_seconds()
+  elapsed, after = time.perf_counter() - begin, environment.cpu_seconds()
   seconds = {
     name: [
       s / comparison.items / comparison.parts.get(name, 1.0) for s in values
@@ -137,7 +144,7 @@ def measure(
   }
   line = {
     "claim": comparison.claim,
-    "wanted": comparison.wanted,
+    "goal": comparison.goal,
     "item": comparison.item,
     "items": comparison.items,
     "parts": dict(comparison.parts),
@@ -150,29 +157,37 @@ def measure(
       comparison.operations,
       comparison.traffic,
       statistics.median(next(iter(raw.values()))),
-      roofline.ceilings(bf16),
+      roofline.ceilings(bf16, ceiling_side),
     )
   if before and after:
     line["others"] = others(before, after, elapsed)
-  return line | surroundings.describe()
+  return line | environment.describe()
 
 
 def others(
   before: tuple[float, float], after: tuple[float, float], elapsed: float
 ) -> float:
-  """The share of the machine's CPU time that other processes took meanwhile.
+  """Compute the share of the CPU time that other processes took.
 
   Args:
-    before: `surroundings.cpu_seconds()`.
+    before: `environment.cpu_seconds()`.
     after: the same, later.
     elapsed: seconds between them.
+
+  Returns:
+    Of the time of all cores, at least 0.
   """
   whole, own = [b - a for a, b in zip(before, after, strict=True)]
   return max(0.0, whole - own) / max(elapsed * (os.cpu_count() or 1), 1e-9)
 
 
-def report(line: dict[str, Any]) -> None:
-  """Prints a comparison for a person, and its line of JSON."""
+def report(line: dict[str, Any], as_json: bool = True) -> None:
+  """Print a comparison for people and, unless told not to, as JSON.
+
+  Args:
+    line: from `measure`.
+    as_json: whether the line of JSON follows, which results are made from.
+  """
   ours = next(iter(line["seconds"]))
   print(f"\n{line['claim']}, by {line['item']}")
   for name, seconds in line["seconds"].items():
@@ -193,13 +208,14 @@ def report(line: dict[str, Any]) -> None:
     )
   if line.get("others", 0.0) > 0.05:
     print(f"  other processes took {line['others']:.0%} of the CPU meanwhile")
-  if line["wanted"]:
-    print(f"  wanted: {line['wanted']}")
-  print(json.dumps(line), flush=True)
+  if line["goal"]:
+    print(f"  goal: {line['goal']}")
+  as_text = json.dumps(line)
+  print(as_text if as_json else "", flush=True)
 
 
 def duration(seconds: float) -> str:
-  """Three digits with a unit."""
+  """Format seconds with three digits and a unit."""
   for unit, size in (("s", 1.0), ("ms", 1e-3)):
     if seconds >= size:
       return f"{seconds / size:.3g} {unit}"

@@ -14,45 +14,50 @@ Operations: a training step counts three forward passes of its batch.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from bdjax import optimization, sharding, training
-from bdjax.attacks.poison import compose
 from benchmarks import peers, roofline, script
 from benchmarks.plain import networks as plain_networks
 from benchmarks.plain import training as plain_training
 from benchmarks.timing import Comparison
 
+FLAGS = {
+  "batch": script.Flag(128, "Images a step.", 4),
+  "steps": script.Flag(0, "Steps a call; 0: 16 of cnn, 6 of others.", 2),
+  "scan_steps": script.Flag(
+    2, "Steps of the plain scan, for the cnn; 0 leaves it out.", 1
+  ),
+  "torch_compile": script.Flag(True, "Comparison with torch.compile.", False),
+}
 RATES = {"rate": 0.05, "momentum": 0.9, "decay": 5e-4}
 
 
 def ours(case, images, labels, rows):
-  """Our call of as many steps as there are rows, and its operations."""
+  """Make our call of as many steps as there are rows."""
   model, weights = script.network(case)
   steps, batch = rows.shape
   optimizers = training.Optimizers(
-    optimization.sgd(RATES["rate"], RATES["momentum"], RATES["decay"]),
-    optax.identity(),
+    optimization.sgd(RATES["rate"], RATES["momentum"], RATES["decay"])
   )
-  step = training.make_train_step(model, optimizers, lambda params: compose())
+  step = training.make_train_step(model, optimizers, training.plain())
   mesh = sharding.make_mesh()
-  call = training.make_call(step, batch, steps, mesh)
-  carry = training.create(script.KEY, model, lambda key: {}, optimizers)
+  call = training.compile_steps(step, batch, steps, mesh)
   # The peers start from the same weights.
-  state = carry.state.replace(**weights._asdict())
-  carry = sharding.replicate(mesh, carry._replace(state=state))
+  carry = training.init_carry(optimizers, weights)
+  carry = sharding.replicate(mesh, carry)
+  data = script.training_set(images, labels)
   order = rows.reshape(-1)
 
   def run():
     nonlocal carry
-    carry, metrics = call(carry, script.KEY, images, labels, order, 0)
+    carry, metrics = call(carry, script.KEY, data, order, 0)
     return metrics["loss"]
 
   return run
 
 
 def torch_peers(case, images, labels, rows, compiled):
-  """Torch eager, channels_last and compiled; none without torch."""
+  """Make torch eager, channels_last and compiled; none without torch."""
   peer = peers.load("training")
   if peer is None:
     return {}
@@ -67,19 +72,19 @@ def torch_peers(case, images, labels, rows, compiled):
       net, images, labels, rows, **RATES, bf16=case.bf16, **options
     )
 
-  out = {
+  functions = {
     "torch eager": make(),
     "torch eager, channels_last": make(channels_last=True),
   }
   if compiled:
-    out["torch.compile"] = make(compiled=True)
-  return out
+    functions["torch.compile"] = make(compiled=True)
+  return functions
 
 
 def compare(
   case: script.Case, batch: int, steps: int, scan_steps: int, compiled: bool
 ) -> Comparison:
-  """One network's step beside its peers'."""
+  """Compare one network's step by us and by the peers."""
   count = batch * steps
   images, labels = script.images(count, case), script.labels(count)
   rows = jnp.arange(count, dtype=jnp.int32).reshape(steps, batch)
@@ -108,19 +113,19 @@ def compare(
     operations=3 * forward * count,
     # Parameters and momentum are read and written, the images read.
     traffic=4 * roofline.size(params) * steps + roofline.size(images),
-    wanted="20 times as fast as a plain scan on a CPU" if few else "",
+    goal="20 times as fast as a plain scan on a CPU" if few else "",
   )
 
 
 def comparisons(
-  setting: script.Setting,
+  options: script.Options,
   batch: int,
   steps: int,
   scan_steps: int,
   torch_compile: bool,
 ):
-  """For each network."""
-  for case in script.cases(setting):
+  """Compare each network's steps."""
+  for case in script.cases(options):
     small = case.model == "cnn"
     yield compare(
       case,
@@ -132,10 +137,4 @@ def comparisons(
 
 
 if __name__ == "__main__":
-  script.main(
-    comparisons,
-    batch=(128, "Images a step."),
-    steps=(0, "A call; 0: 16 of cnn, 6 of others."),
-    scan_steps=(2, "Of the plain scan, for the cnn; 0 leaves it out."),
-    torch_compile=(True, "Also torch.compile."),
-  )
+  script.main(comparisons, FLAGS)

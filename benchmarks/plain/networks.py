@@ -16,7 +16,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    """Logits [B,K] of images [B,H,W,C] in [0,1]."""
+    """Compute logits [B,K] of images [B,H,W,C] in [0,1]."""
     del train
     for filters in (self.width // 4, self.width // 2):
       x = nn.relu(nn.Conv(filters, (3, 3), dtype=self.dtype)(x))
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    """[B,H,W,C] -> [B,H/stride,W/stride,filters]."""
+    """Map [B,H,W,C] to [B,H/stride,W/stride,filters]."""
 
     def conv(x, window, stride):
       return nn.Conv(
@@ -66,7 +66,7 @@ class ResNet18(nn.Module):
 
   @nn.compact
   def __call__(self, x, train: bool):
-    """Logits [B,K] of images [B,H,W,C] in [0,1]."""
+    """Compute logits [B,K] of images [B,H,W,C] in [0,1]."""
     x = nn.Conv(self.width, (3, 3), use_bias=False, dtype=self.dtype)(x)
     x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x))
     for stage in range(4):
@@ -80,15 +80,18 @@ NETWORKS = {"cnn": CNN, "resnet18": ResNet18}
 
 
 def make(case: Any, classes: int) -> nn.Module:
-  """The network of a `script.Case`."""
+  """Make the network of a `script.Case`."""
   dtype = jnp.bfloat16 if case.bf16 else jnp.float32
   return NETWORKS[case.model](classes, case.width, dtype)
 
 
 def forward_operations(case: Any, classes: int) -> float:
-  """Floating-point operations of a forward pass of one image, by XLA's count.
+  """Count the operations of a forward pass of one image, by XLA.
 
   Of this network, whose convolutions are `lax`'s: the textbook algorithm's.
+
+  Returns:
+    Floating-point operations, a multiplication and an addition being two.
   """
   net = make(case._replace(bf16=False), classes)
   image = jnp.zeros((1, *case.shape))

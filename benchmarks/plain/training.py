@@ -19,7 +19,7 @@ def make_steps(
   decay: float,
   scanned: bool = False,
 ) -> Callable[[], jax.Array]:
-  """Steps over images that lie on the device.
+  """Make training steps over images that lie on the device.
 
   Args:
     net: a Linen network.
@@ -32,7 +32,7 @@ def make_steps(
     scanned: all steps in one `lax.scan`, not in a Python loop.
 
   Returns:
-    What runs all steps and returns the losses, or the last loss.
+    A function that runs all steps and returns the losses, or the last loss.
   """
   optimizer = optax.chain(
     optax.add_decayed_weights(
@@ -62,7 +62,7 @@ def make_steps(
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), stats, opt_state), loss
 
-  one = jax.jit(step)
+  step_alone = jax.jit(step)
   epoch = jax.jit(lambda state, rows: jax.lax.scan(step, state, rows))
 
   def run():
@@ -71,7 +71,7 @@ def make_steps(
       state, losses = epoch(state, rows)
       return losses
     for batch in rows:
-      state, loss = one(state, batch)
+      state, loss = step_alone(state, batch)
     return loss
 
   return run

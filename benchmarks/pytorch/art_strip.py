@@ -14,7 +14,7 @@ from benchmarks.pytorch.device import DEVICE, precision
 
 
 class _Probabilities(torch.nn.Module):
-  """ART takes entropies of what the network gives: probabilities."""
+  """A network that returns probabilities, of which ART takes entropies."""
 
   def __init__(self, net, bf16):
     super().__init__()
@@ -29,7 +29,7 @@ class _Probabilities(torch.nn.Module):
 def entropies(
   net: Any, images: Any, overlays: int, case: Any
 ) -> Callable[[], float]:
-  """The threshold fitted to the entropies of all images.
+  """Make the threshold fitted to the entropies of all images.
 
   Args:
     net: the network, on the device.

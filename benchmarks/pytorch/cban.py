@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.pytorch.device import DEVICE, put, put_images, waited
+from benchmarks.pytorch.device import DEVICE, put, put_images, synchronized
 
 NOISE = 100
 
@@ -24,7 +24,7 @@ class Generator(nn.Module):
     self.patch = nn.Linear(128, channels * size * size)
 
   def forward(self, condition, noise):
-    """Patches of conditions [B,K] and noise [B,100]."""
+    """Generate patches from conditions [B,K] and noise [B,100]."""
     x = torch.cat([self.label(condition), self.noise(noise)], -1)
     x = F.relu(self.hidden_2(F.relu(self.hidden_1(x))))
     return torch.sigmoid(self.patch(x)).view(-1, *self.shape)
@@ -40,12 +40,12 @@ class Setup:
     self.generator_adam = torch.optim.Adam(self.generator.parameters())
 
   def zero_grad(self):
-    """Of both."""
+    """Zero the gradients of both."""
     self.net_adam.zero_grad()
     self.generator_adam.zero_grad()
 
   def patches(self, target: int, count: int):
-    """Fresh patches for a label."""
+    """Draw patches for a label."""
     labels = torch.full((count,), target, device=DEVICE)
     noise = torch.rand(count, NOISE, device=DEVICE)
     condition = F.one_hot(labels, self.classes).float()
@@ -53,7 +53,7 @@ class Setup:
 
 
 def _place_one_by_one(images, patches):
-  """Each patch at a random place, image by image."""
+  """Put each patch at a random place, image by image."""
   size = patches.shape[-1]
   out = images.clone()
   for i, patch in enumerate(patches):
@@ -64,7 +64,7 @@ def _place_one_by_one(images, patches):
 
 
 def _place_by_index(images, patches):
-  """The same in one indexed assignment."""
+  """Put each patch at a random place, in one indexed assignment."""
   size, count = patches.shape[-1], len(images)
   side = torch.arange(size, device=images.device)
   room = images.shape[2] - size + 1
@@ -78,7 +78,7 @@ def _place_by_index(images, patches):
 
 
 def _backdoor_loss(setup, images, place):
-  """The sum over the target labels, a pass each."""
+  """Sum the losses of the target labels, a pass each."""
   total = 0.0
   for target in range(setup.classes):
     patches, labels = setup.patches(target, len(images))
@@ -87,7 +87,7 @@ def _backdoor_loss(setup, images, place):
 
 
 def authors_step(setup: Setup, images: Any, labels: Any) -> Any:
-  """21 passes: ten for the generator, then eleven for the classifier."""
+  """Make 21 passes: ten for the generator, then eleven for the classifier."""
   setup.zero_grad()
   _backdoor_loss(setup, images, _place_one_by_one).backward()
   setup.generator_adam.step()
@@ -100,7 +100,7 @@ def authors_step(setup: Setup, images: Any, labels: Any) -> Any:
 
 
 def careful_step(setup: Setup, images: Any, labels: Any) -> Any:
-  """11 passes and one backward pass for both networks."""
+  """Make 11 passes and one backward pass for both networks."""
   setup.zero_grad()
   loss = F.cross_entropy(setup.net(images), labels)
   loss = loss + _backdoor_loss(setup, images, _place_by_index)
@@ -119,7 +119,7 @@ def make_steps(
   size: int,
   anomaly: bool = False,
 ) -> Callable[[], float]:
-  """A loop of steps over images that lie on the device.
+  """Make a loop of steps over images that lie on the device.
 
   Args:
     net: the classifier, on the device.
@@ -128,7 +128,7 @@ def make_steps(
     labels: int [N].
     rows: int [steps,batch], the images of each step.
     size: of the trigger.
-    anomaly: with torch's anomaly detection.
+    anomaly: whether torch's anomaly detection is on.
   """
   images, labels = put_images(images), put(labels).long()
   rows = put(rows)
@@ -141,4 +141,4 @@ def make_steps(
         loss = step(setup, images[batch].float() / 255.0, labels[batch])
     return loss.item()
 
-  return waited(run)
+  return synchronized(run)

@@ -1,4 +1,4 @@
-"""Where torch computes and in what precision; nowhere else is it said."""
+"""The device and the precision that torch computes with."""
 
 import contextlib
 import os
@@ -17,29 +17,29 @@ if DEVICE.type == "cuda":
 
 
 def precision(bf16: bool) -> contextlib.AbstractContextManager:
-  """Autocast to bfloat16, or nothing."""
+  """Return a context that casts to bfloat16, or does nothing."""
   if not bf16:
     return contextlib.nullcontext()
   return torch.autocast(DEVICE.type, torch.bfloat16)
 
 
 def put(array: Any) -> torch.Tensor:
-  """An array of JAX or numpy on the device."""
+  """Copy an array of JAX or numpy to the device."""
   return torch.from_numpy(np.array(array)).to(DEVICE)
 
 
 def put_images(images: Any) -> torch.Tensor:
-  """Images [N,H,W,C] on the device as [N,C,H,W]."""
+  """Copy images [N,H,W,C] to the device as [N,C,H,W]."""
   return put(images).permute(0, 3, 1, 2).contiguous()
 
 
-def waited(function: Callable[[], Any]) -> Callable[[], Any]:
-  """The function, done when it returns, also on a GPU."""
+def synchronized(function: Callable[[], Any]) -> Callable[[], Any]:
+  """Wrap a function to return when its work is done, also on a GPU."""
 
   def run():
-    out = function()
+    result = function()
     if DEVICE.type == "cuda":
       torch.cuda.synchronize()
-    return out
+    return result
 
   return run

@@ -23,16 +23,16 @@ class CNN(nn.Module):
     self.logits = nn.Linear(2 * width, classes)
 
   def features(self, x):
-    """Images [B,C,H,W] in [0,1] -> the second convolution, pooled."""
+    """Compute the pooled second convolution of images [B,C,H,W] in [0,1]."""
     x = F.max_pool2d(F.relu(self.conv_1(x)), 2)
     return F.max_pool2d(F.relu(self.conv_2(x)), 2)
 
   def head(self, x):
-    """Logits [B,K] of features."""
+    """Compute logits [B,K] of features."""
     return self.logits(F.relu(self.hidden(x.flatten(1))))
 
   def forward(self, x):
-    """Logits [B,K] of images."""
+    """Compute logits [B,K] of images."""
     return self.head(self.features(x))
 
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
       self.shortcut_norm = nn.BatchNorm2d(fan_out)
 
   def forward(self, x):
-    """[B,C,H,W] -> [B,C',H/stride,W/stride]."""
+    """Map [B,C,H,W] to [B,C',H/stride,W/stride]."""
     y = F.relu(self.norm_1(self.conv_1(x)))
     y = self.norm_2(self.conv_2(y))
     if self.projects:
@@ -81,15 +81,15 @@ class ResNet18(nn.Module):
     self.logits = nn.Linear(fan_in, classes)
 
   def features(self, x):
-    """Images [B,C,H,W] in [0,1] -> the last block's output."""
+    """Compute the last block's output of images [B,C,H,W] in [0,1]."""
     return self.blocks(F.relu(self.stem_norm(self.stem(x))))
 
   def head(self, x):
-    """Logits [B,K] of features."""
+    """Compute logits [B,K] of features."""
     return self.logits(x.mean((2, 3)))
 
   def forward(self, x):
-    """Logits [B,K] of images."""
+    """Compute logits [B,K] of images."""
     return self.head(self.features(x))
 
 
@@ -97,13 +97,13 @@ NETWORKS = {"cnn": CNN, "resnet18": ResNet18}
 
 
 def make(case: Any, classes: int, weights: Any, channels_last: bool = False):
-  """A network with our weights, on the device.
+  """Make a network with our weights, on the device.
 
   Args:
     case: `script.Case`.
     classes: K.
     weights: `models.Weights` of our network of this case.
-    channels_last: the layout of its memory.
+    channels_last: whether this is the layout of its memory.
   """
   net = NETWORKS[case.model](case.shape, classes, case.width)
   flat = {}
@@ -130,7 +130,7 @@ def _flatten(tree, prefix, out):
 
 
 def _as_torch(net, name, flat):
-  """One entry of a torch state dict from our flattened weights."""
+  """Return an entry of a torch state dict from our flattened weights."""
   path, leaf = name.rsplit(".", 1)
   if leaf == "num_batches_tracked":
     return torch.tensor(0)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.pytorch.device import precision, put_images, waited
+from benchmarks.pytorch.device import precision, put_images, synchronized
 
 
 class _Cost:
@@ -32,28 +32,28 @@ class _Cost:
 def searches(
   net: Any,
   images: Any,
-  start: Any,
+  variables: Any,
   settings: Any,
   *,
   channels_last: bool = False,
   bf16: bool = False,
 ) -> Callable[[], list[torch.Tensor]]:
-  """Searches of the smallest trigger of every class.
+  """Make searches of the smallest trigger of every class.
 
   Args:
     net: the network, on the device; used as at test time.
     images: uint8 [N,H,W,C], N = updates x batch_size.
-    start: (mask [K,H,W,1], pattern [K,H,W,C]), variables before tanh.
-    settings: `bdjax.defenses.neural_cleanse.Settings`; none stops early.
+    variables: (mask [K,H,W,1], pattern [K,H,W,C]), before tanh.
+    settings: `bdjax.defenses.neural_cleanse.SearchSettings`; none stops early.
     channels_last: the layout of the images; the network has it already.
-    bf16: autocast to bfloat16.
+    bf16: whether to cast to bfloat16.
 
   Returns:
-    What gives the masks [1,H,W] in [0,1], class by class.
+    A function that returns the masks [1,H,W] in [0,1], class by class.
   """
   layout = torch.channels_last if channels_last else torch.contiguous_format
   images = put_images(images)
-  masks, patterns = [put_images(v) for v in start]
+  masks, patterns = [put_images(v) for v in variables]
   net.requires_grad_(False)
 
   def search(target):
@@ -63,7 +63,7 @@ def searches(
       [mask, pattern], settings.learning_rate, betas=(0.5, 0.9), eps=1e-7
     )
     cost = _Cost(settings)
-    wanted = torch.full((settings.batch_size,), target, device=images.device)
+    targets = torch.full((settings.batch_size,), target, device=images.device)
     for _ in range(settings.steps):
       hits = 0
       order = torch.randperm(len(images), device=images.device)
@@ -72,7 +72,7 @@ def searches(
         m, p = (mask.tanh() + 1) / 2, (pattern.tanh() + 1) / 2
         with precision(bf16):
           logits = net((1 - m) * x + m * p)
-        loss = F.cross_entropy(logits.float(), wanted) + cost.value * m.sum()
+        loss = F.cross_entropy(logits.float(), targets) + cost.value * m.sum()
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -84,4 +84,4 @@ def searches(
     net.eval()
     return [search(target) for target in range(len(masks))]
 
-  return waited(run)
+  return synchronized(run)

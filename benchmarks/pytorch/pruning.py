@@ -5,32 +5,32 @@ from typing import Any
 
 import torch
 
-from benchmarks.pytorch.device import precision, put, put_images, waited
+from benchmarks.pytorch.device import precision, put, put_images, synchronized
 
 
 def point_by_point(
-  net: Any, subject: Any, masks: Any
+  net: Any, task: Any, masks: Any
 ) -> Callable[[], list[tuple[float, float]]]:
-  """Accuracy and success rate under each mask, from images.
+  """Make accuracy and success rate under each mask, from images.
 
   Args:
     net: the network, on the device.
-    subject: `pruning_curve.Subject`: its images, labels and batch size; the
+    task: `pruning_curve.PruningTask`: its images, labels and batch size; the
       trigger is a white square of 4x4 at the bottom right.
     masks: float32 [P,C] on the last convolution's channels.
   """
-  images, labels = put_images(subject.images), put(subject.labels)
+  images, labels = put_images(task.images), put(task.labels)
   masks = put(masks)[:, :, None, None]
 
-  def share(mask, triggered, wanted, counts):
+  def share(mask, triggered, expected, counts):
     hits = 0
-    for rows in torch.arange(len(images)).split(subject.batch):
+    for rows in torch.arange(len(images)).split(task.batch):
       x = images[rows].float() / 255.0
       if triggered:
         x[:, :, -4:, -4:] = 1.0
-      with precision(subject.case.bf16):
-        found = net.head(net.features(x) * mask).argmax(1)
-      hits += ((found == wanted[rows]) & counts[rows]).sum()
+      with precision(task.case.bf16):
+        predicted = net.head(net.features(x) * mask).argmax(1)
+      hits += ((predicted == expected[rows]) & counts[rows]).sum()
     return (hits / counts.sum()).item()
 
   @torch.inference_mode()
@@ -45,13 +45,13 @@ def point_by_point(
       for mask in masks
     ]
 
-  return waited(run)
+  return synchronized(run)
 
 
 def heads(
   net: Any, features: Any, labels: Any, masks: Any
 ) -> Callable[[], list[float]]:
-  """The accuracy under each mask, from features that are there already.
+  """Make the accuracy under each mask, from features computed before.
 
   Args:
     net: the network, on the device.
@@ -69,4 +69,4 @@ def heads(
       for mask in masks
     ]
 
-  return waited(run)
+  return synchronized(run)

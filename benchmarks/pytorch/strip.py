@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.pytorch.device import precision, put_images, waited
+from benchmarks.pytorch.device import precision, put_images, synchronized
 
 
 def entropies(
@@ -19,19 +19,19 @@ def entropies(
   channels_last: bool = False,
   bf16: bool = False,
 ) -> Callable[[], np.ndarray]:
-  """The mean entropy of each input over its overlays, in bits.
+  """Make the mean entropy of each input over its overlays, in bits.
 
   Args:
     net: the network, on the device.
     images: uint8 [N,H,W,C].
     pool: uint8 [O,H,W,C]; the overlays are drawn from it, the same for all
       inputs.
-    overlays: how many.
+    overlays: their number.
     channels_last: the layout of the images; the network has it already.
-    bf16: autocast to bfloat16.
+    bf16: whether to cast to bfloat16.
 
   Returns:
-    What gives float32 [N].
+    A function that returns float32 [N].
   """
   layout = torch.channels_last if channels_last else torch.contiguous_format
   images, pool = put_images(images), put_images(pool)
@@ -49,4 +49,4 @@ def entropies(
       total -= torch.xlogy(p, p).sum(1) / math.log(2.0)
     return (total / overlays).cpu().numpy()
 
-  return waited(run)
+  return synchronized(run)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.pytorch.device import precision, put, put_images, waited
+from benchmarks.pytorch.device import precision, put, put_images, synchronized
 
 
 def optimizer(net: Any, rate: float, momentum: float, decay: float):
-  """SGD with Nesterov momentum; weight decay on kernels, not on vectors."""
+  """Make SGD with Nesterov momentum and weight decay on kernels alone."""
   kernels = [p for p in net.parameters() if p.ndim > 1]
   vectors = [p for p in net.parameters() if p.ndim <= 1]
   groups = [
@@ -33,7 +33,7 @@ def make_steps(
   compiled: bool = False,
   bf16: bool = False,
 ) -> Callable[[], float]:
-  """A loop of steps over images that lie on the device.
+  """Make a loop of steps over images that lie on the device.
 
   Args:
     net: the network, on the device.
@@ -44,11 +44,11 @@ def make_steps(
     momentum: Nesterov's.
     decay: weight decay.
     channels_last: the layout of the images; the network has it already.
-    compiled: through `torch.compile`.
-    bf16: autocast to bfloat16.
+    compiled: whether through `torch.compile`.
+    bf16: whether to cast to bfloat16.
 
   Returns:
-    What runs all steps and returns the last loss.
+    A function that runs all steps and returns the last loss.
   """
   images, labels = put_images(images), put(labels).long()
   rows = put(rows).long()
@@ -67,4 +67,4 @@ def make_steps(
       sgd.step()
     return loss.item()
 
-  return waited(run)
+  return synchronized(run)

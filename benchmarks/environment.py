@@ -1,4 +1,4 @@
-"""What a figure was measured with: machine, versions, command, date."""
+"""The environment of a measurement: machine, versions, command, date."""
 
 import datetime
 import importlib.metadata
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments.common import results
+from bdjax import provenance
 
 _PACKAGES = (
   "jax",
@@ -24,27 +24,32 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-  """`benchmark`, `command`, `date`, `commit`, `machine`, `versions`."""
+  """Return what a measurement was made with, ready for JSON.
+
+  Returns:
+    `benchmark`, `command`, `date`, `commit`, `machine`, `versions`.
+  """
   module = getattr(sys.modules["__main__"], "__spec__", None)
   name = module.name if module else "benchmarks"
-  device = jax.devices()[0].device_kind
-  machine = f"{results.processor()}, {os.cpu_count()} cores"
+  machine = f"{provenance.processor()}, {os.cpu_count()} cores"
   if jax.default_backend() != "cpu":
-    machine = f"{device}; {machine}"
+    machine = f"{jax.devices()[0].device_kind}; {machine}"
   return {
     "benchmark": name.removeprefix("benchmarks."),
     "command": " ".join(["python -m", name, *sys.argv[1:]]),
     "date": datetime.date.today().isoformat(),
-    "commit": results.git_commit()[:12],
+    "commit": provenance.git_commit()[:12],
     "machine": machine,
     "versions": {"python": platform.python_version()} | _versions(),
   }
 
 
 def cpu_seconds() -> tuple[float, float] | None:
-  """CPU time spent so far, by the whole machine and by this process.
+  """Return the CPU time spent so far by the machine and by this process.
 
-  Its finished children included; None where the machine does not say.
+  Returns:
+    Seconds of all processes, and of this one with its finished children; None
+    where the system has no `/proc/stat`.
   """
   try:
     fields = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()
@@ -56,10 +61,10 @@ def cpu_seconds() -> tuple[float, float] | None:
 
 
 def _versions():
-  found = {}
+  versions = {}
   for name in _PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       pass
-  return found
+  return versions
