@@ -1,3 +1,3 @@
 """Dynamic backdoor attacks on image classifiers, and defences, in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 
 from bdjax import data, metrics, models, provenance
 from bdjax.data import Splits
 from bdjax.errors import UserError
 from bdjax.evaluation import attack_scores
 from bdjax.runs import clean, figures, profiling
+from bdjax.runs.combine import combine_seeds
 from bdjax.runs.config import RunConfig, identity
 from bdjax.runs.directory import (
   load_or_compute,
@@ -26,7 +26,6 @@ from bdjax.runs.directory import (
 from bdjax.runs.setup import Setup, build_all, digest, make_keys
 from bdjax.runs.sweep import (
   Plan,
-  add,
   combine_settings,
   draw_sweep,
   expand,
@@ -242,39 +241,6 @@ def _with_benchmark(results, config, runs) -> dict[str, Any]:
   results["difference"] = difference._asdict()
   write_results(config.directory, results)
   return results
-
-
-def combine_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
-  """Combine the results of runs that differ in their seed.
-
-  Args:
-    runs: their `results.json`.
-
-  Returns:
-    `measured`: mean and interval over seeds of every score that all have;
-    `difference`: clean minus benchmark, paired by seed; seconds are sums,
-    speeds means, memory is the largest.
-  """
-  names = set.intersection(*(set(run["measured"]) for run in runs))
-  measured = {
-    name: metrics.over_seeds([run["measured"][name]["mean"] for run in runs])
-    for name in runs[0]["measured"]
-    if name in names
-  }
-  out = runs[0] | {"measured": {k: v._asdict() for k, v in measured.items()}}
-  del out["details"]
-  if "benchmark_accuracy" in measured:
-    gaps = [run["difference"]["mean"] for run in runs]
-    out["difference"] = metrics.difference_over_seeds(gaps)._asdict()
-  out["seeds"] = [seed for run in runs for seed in run["seeds"]]
-  out["seconds"] = add([run["seconds"] for run in runs])
-  speeds = [run["images_per_second"] for run in runs]
-  out["images_per_second"] = float(np.mean(speeds))
-  peaks = [run["peak_memory_bytes"] for run in runs]
-  out["peak_memory_bytes"] = {
-    key: max(peak[key] or 0 for peak in peaks) or None for key in peaks[0]
-  }
-  return out
 
 
 @contextlib.contextmanager

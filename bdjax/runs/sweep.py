@@ -13,6 +13,7 @@ from bdjax import plots
 from bdjax import settings as settings_lib
 from bdjax.attacks import AttackMethod
 from bdjax.errors import UserError
+from bdjax.runs.combine import add
 from bdjax.runs.config import RunConfig, identity
 from bdjax.runs.directory import figure_path
 from bdjax.runs.resolve import resolve
@@ -185,11 +186,6 @@ def combine_settings(plan: Plan, results: list[dict[str, Any]]) -> dict:
     "seconds": add([result["seconds"] for result in results]),
     "runs": [setting.run_name for setting in plan.settings],
   }
-
-
-def add(parts: list[dict[str, float]]) -> dict[str, float]:
-  """Return the sum of each entry."""
-  return {key: sum(part[key] for part in parts) for key in parts[0]}
 
 
 def draw_sweep(results: dict[str, Any], directory: pathlib.Path) -> None:

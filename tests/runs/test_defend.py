@@ -19,7 +19,8 @@ from bdjax.defenses.base import (
 from bdjax.defenses.strip import StripSettings
 from bdjax.errors import UserError
 from bdjax.runs import DefenseConfig, defend, load_run
-from bdjax.runs.defend import combine, defend_run
+from bdjax.runs.combine import combine_defenses as combine
+from bdjax.runs.defend import defend_run
 from bdjax.runs.load import find_runs
 from bdjax.settings import setting
 
