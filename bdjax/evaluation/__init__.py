@@ -18,7 +18,8 @@ from bdjax.evaluation.predictions import (
   predict_draws,
   predict_triggered,
 )
-from bdjax.evaluation.results import Original, ScoredResults, score_results
+from bdjax.evaluation.results import score_results
+from bdjax.evaluation.scored import Original, ScoredResults
 
 __all__ = [
   "AttackScores",

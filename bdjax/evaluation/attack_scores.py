@@ -209,4 +209,6 @@ def trigger_diversity(
   # Two draws differ by twice the variance in the mean square; U[0,1]'s is 1/12.
   variance = patterns.var(1)
   weights = np.broadcast_to(masks.mean(1), variance.shape)
+  if not weights.any():
+    return 0.0  # nothing is laid over the image
   return float(np.sqrt(12 * (weights * variance).sum() / weights.sum()))
