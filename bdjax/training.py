@@ -16,6 +16,7 @@ from bdjax.attacks.base import (
 )
 from bdjax.batch import Batch
 from bdjax.batching import to_float
+from bdjax.errors import UserError
 from bdjax.models.base import Model, Weights
 from bdjax.train_step import (
   BatchTransform,
@@ -210,9 +211,19 @@ def train(
     augment: transform of each batch before it is poisoned.
 
   Returns:
-    The trained weights.
+    The trained weights, the attack's variables and the metrics.
+
+  Raises:
+    UserError: the batch size does not fit the data or the devices.
   """
   mesh = sharding.make_mesh()
+  sharding.check_batch_size(mesh, batch_size)
+  total_images = len(data.labels)
+  if not 1 <= batch_size <= total_images:
+    raise UserError(
+      f"batch_size must be from 1 to {total_images}, the number of images (got "
+      f"{batch_size})"
+    )
   data = sharding.replicate(
     mesh,
     Batch(
@@ -222,7 +233,7 @@ def train(
     ),
   )
   init_key, prepare_key, fit_key = jax.random.split(key, 3)
-  steps, calls = steps_per_call(data.labels.shape[0], batch_size)
+  steps, calls = steps_per_call(total_images, batch_size)
   total = epochs * calls * steps
   rate = optimization.schedule("onecycle", learning_rate, total)
   make = optimizer or (lambda rate: optimization.sgd(rate, 0.9, 1e-4))
@@ -237,13 +248,19 @@ def train(
     attack_loss=attack.loss if attack else None,
   )
   attack_init = attack.init if attack else no_variables
-  carry = init(init_key, model, attack_init, optimizers, data.images[:5000])
+
+  @jax.jit
+  def init_all(key, images):
+    return init(key, model, attack_init, optimizers, images)
+
+  carry = sharding.replicate(mesh, init_all(init_key, data.images[:5000]))
   call = compile_steps(train_step, batch_size, steps, mesh)
   metrics = []
   if attack and attack.prepare:
     context = PreparationContext(data.images, data.labels, mesh)
     variables = attack.prepare(prepare_key, carry.generator.variables, context)
     carry = init_carry(optimizers, carry.classifier.weights, variables)
+    carry = sharding.replicate(mesh, carry)
   loop = fit(
     call, carry, fit_key, data, steps=steps, calls=calls, epochs=epochs
   )

@@ -94,9 +94,10 @@ class Attack(NamedTuple):
       for a generator that has batch statistics or a loss that sees images.
       Only these rows need to pass through it. `classify: images -> logits` is
       the classifier as it stands, held constant.
-    exact_rows: batches hold round(rate * B) poisoned rows, whatever the key,
-      and only they pass through `apply`; implied by `joint`. Otherwise each
-      image is poisoned by chance, and the rate may be a traced array.
+    exact_rows: batches hold rate * B poisoned rows, whatever the key (a
+      fraction of a row is one with that probability), and only they pass
+      through `apply`; implied by `joint`. Otherwise each image is poisoned by
+      chance, and the rate may be a traced array.
     loss: `(variables, key, images) -> scalar` added to the training loss;
       None: nothing is.
     optimizer: steps of the run -> the optimiser of `variables.params`.

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from bdjax.attacks.base import Attack, AttackMethod, attack_setting
 from bdjax.attacks.fixed import FixedTriggerSettings, picture
 from bdjax.attacks.patches import Patch, patch_attack
-from bdjax.attacks.settings import parse_locations, targets_and_sources
+from bdjax.attacks.settings import (
+  check_regions,
+  parse_locations,
+  targets_and_sources,
+)
+from bdjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,11 @@ def blended(
     pattern, alpha = picture(settings, image_shape)
     patterns = jnp.broadcast_to(pattern, (len(targets), *pattern.shape))
   else:
+    if settings.trigger_size is not None:
+      raise UserError(
+        "trigger_size must be left out without a picture as trigger: the "
+        f"random pattern covers the whole image (got {settings.trigger_size})"
+      )
     key = jax.random.key(settings.trigger_seed)
     patterns = jax.random.uniform(key, (len(targets), *image_shape))
     alpha = jnp.ones((*image_shape[:2], 1))
@@ -59,6 +69,8 @@ def blended(
   boxes = parse_locations(
     settings.locations, len(targets), size, image_shape[:2]
   )
+  if settings.trigger and sources is None:
+    check_regions(boxes, "blended")
 
   def draw(variables, key, index):
     del variables, key

@@ -114,7 +114,7 @@ def input_aware(
 
   Raises:
     UserError: several targets without all-to-all, which one unconditional
-      generator cannot tell apart.
+      generator cannot tell apart; or images too small for the networks.
 
   References:
     Nguyen and Tran (2020), Input-Aware Dynamic Backdoor Attack, section 4.
@@ -126,6 +126,12 @@ def input_aware(
       f"(got {settings.target_labels})"
     )
   widths = (16, 32) if image_shape[2] == 1 else (32, 64, 128)
+  least = 2 ** len(widths)
+  if min(image_shape[:2]) < least:
+    raise UserError(
+      f"images must be at least {least}x{least} for input_aware (got "
+      f"{image_shape[0]}x{image_shape[1]})"
+    )
   nets = _Networks(
     encoder_decoder(image_shape, image_shape[2], widths),
     encoder_decoder(image_shape, 1, widths),

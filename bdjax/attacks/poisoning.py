@@ -93,7 +93,8 @@ def poison_batch(
   (`Attack.poisonable`); one that has none stays clean. With one target of K
   balanced classes the poisoned share is therefore rate * (K - 1) / K where
   images are poisoned by chance; an attack that `counts_rows` has as many
-  poisoned rows as the rate says.
+  poisoned rows as the rate says, where so many are eligible. Covers are drawn
+  from the other images; at rate 0 there are none.
 
   Args:
     attack: the attack.
@@ -116,11 +117,11 @@ def poison_batch(
   roles = jnp.where(poisoned, POISONED, CLEAN).astype(jnp.int8)
   mixed = jnp.where(_per_image(poisoned), triggered, images)
   if attack.cover is not None:
-    share = attack.cover_rate / jnp.maximum(1.0 - rate, 1e-6)
-    chosen = jax.random.bernoulli(
-      jax.random.fold_in(which, 1), jnp.minimum(share, 1.0), labels.shape
-    )
-    covers = chosen & ~poisoned & attack.coverable(labels)
+    # Of the images that are not poisoned, so that the share of all is right.
+    left = 1.0 - jnp.where(any_target, rate, 0.0)
+    share = jnp.minimum(attack.cover_rate / jnp.maximum(left, 1e-6), 1.0)
+    chosen = jax.random.bernoulli(jax.random.fold_in(which, 1), share)
+    covers = chosen & ~poisoned & attack.coverable(labels) & (rate > 0)
     cover_key = jax.random.fold_in(trigger_key, 1)
     covered = attack.cover(variables, cover_key, images, index)
     mixed = jnp.where(_per_image(covers), covered, mixed)
@@ -171,6 +172,9 @@ def _poison_rows(attack, variables, key, batch, rate, classify):
     jax.random.fold_in(which, 1), free & attack.coverable(labels), cover_rate
   )
   state, loss = variables.state, None
+  if not len(poisoned.rows) and not len(covers.rows):
+    # Batch statistics of no image would be NaN.
+    return Transformed(batch, state)
   if attack.joint is not None:
     out = attack.joint(
       variables, trigger_key, images, index, poisoned.rows, covers.rows,
