@@ -20,10 +20,12 @@ from bdjax.errors import UserError
 from bdjax.models.masking import check_layer
 from bdjax.runs import directory as layout
 from bdjax.runs import profiling
+from bdjax.runs.combine import combine_defenses
 from bdjax.runs.config import identity
-from bdjax.runs.defend import DefenseConfig, combine, defend
-from bdjax.runs.load import TrainedRun, defense_keys, find_runs, load_run
+from bdjax.runs.defend import DefenseConfig, defend
+from bdjax.runs.load import defense_keys, find_runs, load_run
 from bdjax.runs.pruning_aware_training import train_around_pruning
+from bdjax.runs.trained_run import TrainedRun
 from bdjax.settings import setting
 from bdjax.training import TrainState
 
@@ -142,7 +144,7 @@ def pruning_aware_run(
     results.append(_attack(config, path, clean_path, directory))
   if runs == [root]:
     return results[0], output
-  combined = combine(results) | {"runs": [path.name for path in runs]}
+  combined = combine_defenses(results) | {"runs": [path.name for path in runs]}
   with files.disk_errors(output, "another output"):
     layout.write_results(output, combined)
   return combined, output

@@ -23,9 +23,9 @@ from bdjax.evaluation import over_triggered
 from bdjax.models import Weights
 from bdjax.models.masking import masked, prune
 from bdjax.runs.directory import TRAINING
-from bdjax.runs.load import TrainedRun
 from bdjax.runs.setup import build, make_keys
 from bdjax.runs.train import Trained, train
+from bdjax.runs.trained_run import TrainedRun
 from bdjax.train_step import init_carry
 
 logger = logging.getLogger(__name__)

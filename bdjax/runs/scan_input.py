@@ -14,7 +14,8 @@ from bdjax.models import MODELS, Model, Weights
 from bdjax.models.importers.images import read_images
 from bdjax.models.importers.pretrained import open_network
 from bdjax.runs.directory import DEFENSES
-from bdjax.runs.load import checksum, find_runs, load_run
+from bdjax.runs.load import find_runs, load_run
+from bdjax.runs.trained_run import checksum
 from bdjax.settings import setting
 
 

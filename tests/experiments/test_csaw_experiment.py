@@ -1,4 +1,7 @@
+"""All defences on a tiny network of the challenge, and its interface."""
+
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -11,11 +14,14 @@ import pytest
 from PIL import Image
 
 from bdjax import models
+from bdjax.batching import to_float
 from bdjax.data import csaw
 from bdjax.errors import UserError
 from bdjax.models import importers
-from experiments import csaw as experiment
-from experiments import eval_image
+from bdjax.runs import csaw_defenses
+from bdjax.runs.classify_images import ClassifyConfig, classify_images
+from bdjax.runs.csaw_defenses import CsawConfig, defend_network
+from experiments import csaw as script
 
 ROOT = pathlib.Path(__file__).parents[2]
 NETWORK = "multi_trigger_multi_target"
@@ -23,7 +29,7 @@ IMAGES = 24  # a set
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def files(tmp_path_factory):
   """Weights drawn at random, and sets of noise."""
   folder = tmp_path_factory.mktemp("csaw")
   make_csaw.write_all(folder / "data", IMAGES, (NETWORK,), "uint8")
@@ -33,13 +39,13 @@ def place(tmp_path_factory):
   return folder
 
 
-def _config(place, **changes):
-  return experiment.Config(
+def _config(files, **changes):
+  return CsawConfig(
     **{
-      "weights": str(place / f"{NETWORK}.safetensors"),
-      "data_dir": str(place / "data"),
-      "pixels": 1,
-      "output": str(place / "run"),
+      "weights": str(files / f"{NETWORK}.safetensors"),
+      "data_dir": str(files / "data"),
+      "pixel_max": 1,
+      "output": str(files / "run"),
       "eval_images": 8,
     }
     | changes
@@ -47,27 +53,27 @@ def _config(place, **changes):
 
 
 @pytest.fixture(scope="module")
-def finished(place):
-  return experiment.run(_config(place))
+def finished(files):
+  return defend_network(_config(files))[0]
 
 
-def _answers(place, images, model=None):
+def _answers(files, images, model=None):
   model = model or models.get(
     "deepid", image_shape=csaw.SHAPE, num_classes=1283
   )
-  weights = importers.load(place / f"{NETWORK}.safetensors", model)
-  x = images.astype(np.float32) / np.float32(255)
-  return np.asarray(model.apply(*weights, x, False)[0].argmax(-1))
+  weights = importers.load(files / f"{NETWORK}.safetensors", model)
+  x = to_float(images)
+  return np.asarray(model.apply(*weights, x)[0].argmax(-1))
 
 
-def test_scores_are_those_of_the_files(place, finished):
+def test_scores_are_those_of_the_files(files, finished):
   measured = finished["measured"]
   sets = csaw.NETWORKS[NETWORK]
-  paths = csaw.find(place / "data", sets.needed)
+  paths = csaw.find(files / "data", sets.needed)
   hits = []
   for trigger, key in sets.triggered.items():
     images = csaw.read(paths[key]).images
-    hits.append(_answers(place, images) == sets.targets[trigger])
+    hits.append(_answers(files, images) == sets.targets[trigger])
     got = measured[f"attack_success_rate_{trigger}"]
     assert got["mean"] == pytest.approx(hits[-1].mean())
     assert got["n"] == IMAGES
@@ -76,17 +82,17 @@ def test_scores_are_those_of_the_files(place, finished):
   )
   for suffix, key in (("", sets.test), ("_validation", sets.validation)):
     images, labels = csaw.read(paths[key])
-    right = np.mean(_answers(place, images) == labels)
+    right = np.mean(_answers(files, images) == labels)
     assert measured[f"clean_accuracy{suffix}"]["mean"] == pytest.approx(right)
   assert "robust_accuracy" not in measured  # true labels are not known
 
 
-def test_every_defence_has_scored_and_drawn(place, finished):
+def test_every_defence_has_scored_and_drawn(files, finished):
   measured = finished["measured"]
   for name in (
     "pruning/channels_at_0.02",
-    "pruning/attack_success_rate_at_0.1_lipstick",
-    "goodnet/triggered_coverage_at_0.04",
+    "pruning/attack_success_rate_lipstick_at_0.1",
+    "goodnet/far_at_0.04",
     "fine_pruning/clean_accuracy_repaired",
     "fine_pruning-value/attack_success_rate_eyebrows_repaired",
     "strip/far_at_0.05_sunglasses",
@@ -94,58 +100,79 @@ def test_every_defence_has_scored_and_drawn(place, finished):
   ):
     assert name in measured
   assert "strip_fine_pruning/mixed_accuracy" not in measured
-  assert (place / "run" / "figures" / "page.png").stat().st_size > 10_000
-  curve = json.loads((place / "run/defenses/pruning/results.json").read_text())[
+  assert (files / "run" / "figures" / "page.png").stat().st_size > 10_000
+  curve = json.loads((files / "run/defenses/pruning/results.json").read_text())[
     "details"
   ]
   assert len(curve["clean accuracy"]) == 61  # no channel to all of them
   assert curve["layer"] == "conv_3"
 
 
-def test_a_second_call_takes_what_is_there(place, finished):
-  path = place / "run" / "defenses" / "strip" / "results.json"
+def test_a_second_call_takes_what_is_there(files, finished):
+  path = files / "run" / "defenses" / "strip" / "results.json"
   before = path.stat().st_mtime_ns
-  again = experiment.run(_config(place))
+  again, directory = defend_network(_config(files))
+  assert directory == files / "run"
   assert path.stat().st_mtime_ns == before
   assert again["measured"] == finished["measured"]
-  with pytest.raises(UserError, match="another configuration .*white"):
-    experiment.run(_config(place, pixels=255))
+  with pytest.raises(UserError, match="another configuration .*pixel_max"):
+    defend_network(_config(files, pixel_max=255))
 
 
-def test_the_accuracy_by_white_is_stored_as_it_is_returned(
-  place, tmp_path, monkeypatch
+def test_the_accuracy_by_pixel_max_is_stored_as_it_is_returned(
+  files, tmp_path, monkeypatch, caplog
 ):
   """With one defence and no page, as these take most of the time."""
-  stages = {"pruning": experiment._STAGES["pruning"]}
-  monkeypatch.setattr(experiment, "_STAGES", stages)
-  monkeypatch.setattr(experiment, "_draw_page", lambda directory: None)
-  said = []
-  config = _config(place, pixels=None, output=str(tmp_path / "run"))
-  out = experiment.run(config, said.append)
-  assert set(out["accuracy_by_white"]) == {"1", "255"}
-  assert sum("white is" in line for line in said) == 1
-  stored = json.loads((tmp_path / "run" / "results.json").read_text())
-  assert stored == out
+  stages = {"pruning": csaw_defenses.STAGES["pruning"]}
+  monkeypatch.setattr(csaw_defenses, "STAGES", stages)
+  monkeypatch.setattr(csaw_defenses, "_draw_page", lambda directory: None)
+  caplog.set_level(logging.INFO, "bdjax")
+  config = _config(files, pixel_max=None, output=str(tmp_path / "run"))
+  results, directory = defend_network(config)
+  assert set(results["accuracy_by_pixel_max"]) == {"1", "255"}
+  assert sum("largest pixel" in line for line in caplog.messages) == 1
+  stored = json.loads((directory / "results.json").read_text())
+  assert stored == results
+
+
+def test_the_table_has_the_scores_that_were_published(
+  files, finished, monkeypatch, capsys
+):
+  published = {"pruning/channels_at_0.02": 45}
+  results = finished | {"reported": published}
+  monkeypatch.setattr(
+    script, "defend_network", lambda config: (results, files / "run")
+  )
+  script.start({})
+  printed = capsys.readouterr().out
+  assert f"all defences on csaw-{NETWORK}" in printed
+  (row,) = [x for x in printed.splitlines() if "channels at 0.02" in x]
+  assert row.split()[-2:] == ["60", "45"]  # no accuracy to lose: all go
+  assert "channels at 0 " not in printed  # not among those shown
+  shown = csaw_defenses.shown(finished["measured"])
+  for name, scores in csaw_defenses.REPORTED.items():
+    own = [score for score in scores if "/" in score]
+    assert own and set(own) <= set(shown), name
 
 
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"weights": None}, "--weights is missing"),
-    ({"data_dir": None}, "--data_dir is missing"),
-    ({"network": "lab4"}, "none of the challenge's networks"),
+    ({"weights": None}, "weights must be given"),
+    ({"data_dir": None}, "data_dir must be given"),
+    ({"network": "lab4"}, "network must be one of lab3, .*got lab4"),
     ({"network": "lab3"}, "cl/valid.h5.*download them from"),
     ({"eval_images": 1}, "at least 2"),
-    ({"pixels": 2}, "take 1 or 255"),
+    ({"pixel_max": 2}, "pixel_max must be 1 or 255"),
   ],
 )
-def test_bad_flags(place, changes, words):
+def test_bad_flags(files, changes, words):
   with pytest.raises(UserError, match=words):
-    experiment.run(_config(place, **changes))
+    defend_network(_config(files, **changes))
 
 
-def _pictures(folder, place, count=3):
-  path = csaw.find(place / "data")["clean_test"]
+def _images(folder, files, count=3):
+  path = csaw.find(files / "data")["clean_test"]
   images = csaw.read(path).images[:count]
   paths = []
   for number, image in enumerate(images):
@@ -154,31 +181,31 @@ def _pictures(folder, place, count=3):
   return images, paths
 
 
-def test_a_picture_gets_its_class_where_both_networks_agree(
-  place, finished, tmp_path
+def test_an_image_gets_its_class_where_both_networks_agree(
+  files, finished, tmp_path
 ):
   del finished
-  images, paths = _pictures(tmp_path, place)
-  weights = str(place / f"{NETWORK}.safetensors")
-  config = eval_image.Config(weights=weights, repaired=weights)
-  found = eval_image.run(config, paths)
-  assert [f["answer"] for f in found] == _answers(place, images).tolist()
-  assert not any(f["rejected"] for f in found)
+  images, paths = _images(tmp_path, files)
+  weights = str(files / f"{NETWORK}.safetensors")
+  config = ClassifyConfig(weights=weights, repaired=weights)
+  answers = classify_images(config, paths)
+  assert [a["answer"] for a in answers] == _answers(files, images).tolist()
+  assert not any(a["rejected"] for a in answers)
   # Random weights lose no accuracy until all channels are gone: what is left
-  # gives every picture one and the same class.
-  run = eval_image.Config(weights=weights, run=str(place / "run"))
-  found = eval_image.run(run, paths)
-  assert len({f["repaired"] for f in found}) == 1
-  for each in found:
-    agree = each["delivered"] == each["repaired"]
-    assert each["answer"] == (each["delivered"] if agree else 1283)
-    assert each["rejected"] == (not agree)
+  # gives every image one and the same class.
+  run = ClassifyConfig(weights=weights, run=str(files / "run"))
+  answers = classify_images(run, paths)
+  assert len({a["repaired"] for a in answers}) == 1
+  for answer in answers:
+    agree = answer["original"] == answer["repaired"]
+    assert answer["answer"] == (answer["original"] if agree else 1283)
+    assert answer["rejected"] == (not agree)
 
 
-def test_the_script_prints_for_scripts(place, finished, tmp_path):
+def test_the_script_prints_for_scripts(files, finished, tmp_path):
   del finished
-  images, paths = _pictures(tmp_path, place, 2)
-  weights = str(place / f"{NETWORK}.safetensors")
+  images, paths = _images(tmp_path, files, 2)
+  weights = str(files / f"{NETWORK}.safetensors")
 
   def call(*arguments):
     return subprocess.run(
@@ -194,34 +221,40 @@ def test_the_script_prints_for_scripts(place, finished, tmp_path):
 
   one = call(paths[0])
   assert (one.returncode, one.stderr) == (0, "")
-  assert one.stdout == f"{_answers(place, images)[0]}\n"
+  assert one.stdout == f"{_answers(files, images)[0]}\n"
   broken = tmp_path / "broken.png"
-  broken.write_bytes(b"no picture")
+  broken.write_bytes(b"no image")
+  wrong = call("--format=xml", paths[0])
+  assert (wrong.returncode, wrong.stdout) == (2, "")
+  assert "--format must be one of text, json (got xml)" in wrong.stderr
   two = call("--format=json", paths[0], str(broken))
   assert (two.returncode, two.stdout) == (2, "")
   assert two.stderr.startswith("error: ") and two.stderr.count("\n") == 1
 
 
-def test_what_an_eval_needs(place, finished, tmp_path):
+def test_what_an_eval_needs(files, finished, tmp_path):
   del finished
-  _, paths = _pictures(tmp_path, place, 1)
-  weights = str(place / f"{NETWORK}.safetensors")
-  run = str(place / "run")
+  _, paths = _images(tmp_path, files, 1)
+  weights = str(files / f"{NETWORK}.safetensors")
+  run = str(files / "run")
   for changes, images, words in (
-    ({}, [], "one picture or more"),
-    ({"format": "xml"}, paths, "text or json"),
-    ({"run": run, "drop": "0.5"}, paths, "has 0.02, 0.04, 0.1"),
-    ({"run": run, "pixels": 1}, paths, "goes with --repaired"),
-    ({"run": run, "repaired": weights}, paths, "leave them out"),
-    ({"repaired": weights, "drop": "0.1"}, paths, "leave them out"),
-    ({"repaired": weights, "pixels": 0}, paths, "take 1 or 255"),
-    ({"repaired": weights}, [str(tmp_path)], "a folder: give one"),
-    ({"run": str(tmp_path)}, paths, "no run of experiments.csaw"),
+    ({}, [], "at least one image"),
+    (
+      {"run": run, "drop": "0.5"},
+      paths,
+      "drop must be one of 0.02, 0.04, 0.1, .*got 0.5",
+    ),
+    ({"run": run, "pixel_max": 1}, paths, "left out without repaired"),
+    ({"run": run, "repaired": weights}, paths, "run must be left out with"),
+    ({"repaired": weights, "drop": "0.1"}, paths, "drop must be left out"),
+    ({"repaired": weights, "pixel_max": 0}, paths, "pixel_max must be 1 or"),
+    ({"repaired": weights}, [str(tmp_path)], "not a folder"),
+    ({"run": str(tmp_path)}, paths, "run must be of experiments.csaw"),
   ):
     with pytest.raises(UserError, match=words):
-      eval_image.run(eval_image.Config(weights=weights, **changes), images)
+      classify_images(ClassifyConfig(weights=weights, **changes), images)
   other = tmp_path / f"{NETWORK}.safetensors"
   model = models.get("deepid", image_shape=csaw.SHAPE, num_classes=1283)
   importers.export_safetensors(other, *model.init(jax.random.key(2)))
-  with pytest.raises(UserError, match="a run of other weights"):
-    eval_image.run(eval_image.Config(weights=str(other), run=run), paths)
+  with pytest.raises(UserError, match="weights must be those of the run"):
+    classify_images(ClassifyConfig(weights=str(other), run=run), paths)
