@@ -42,7 +42,7 @@ class ClassifyConfig:
   )
   drop: str | None = setting(
     None,
-    "Drop of the accuracy that tells the run's pruned networks apart (default: "
+    "Drop of the accuracy at which the run kept its pruned network (default: "
     f"{_DROP}).",
   )
   model: str | None = setting(

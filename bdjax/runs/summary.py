@@ -18,7 +18,8 @@ _KINDS = (
 )
 _INDICES = ("auroc", "largest_index")
 _SCORE = re.compile(
-  rf"({'|'.join(_KINDS)})(?:_at_(?P<rate>[\d.]+(?:e-\d+)?)|_(?P<name>[^\d]\w*))?"
+  rf"({'|'.join(_KINDS)})"
+  r"(?:_at_(?P<rate>[\d.]+(?:e-\d+)?)|_(?P<name>[^\d]\w*))?"
 )
 _BEFORE = "before"  # suffix of the scores of the network before a defence
 
