@@ -41,7 +41,9 @@ def _poisoned(results: dict[str, Any]) -> str:
   }[config["poison"]]
   text = f"{way}, poison rate {config['poison_rate']}"
   share = results.get("details", {}).get("poisoned_share")
-  return text if share is None else f"{text}, realised {share:.2%} of all images"
+  if share is None:
+    return text
+  return f"{text}, realised {share:.2%} of all images"
 
 
 def print_defense(results: dict[str, Any], directory: pathlib.Path) -> None:

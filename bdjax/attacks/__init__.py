@@ -16,7 +16,8 @@ from bdjax.attacks.cban import CbanSettings, cban
 from bdjax.attacks.input_aware import METHOD as _INPUT_AWARE
 from bdjax.attacks.input_aware import InputAwareSettings, input_aware
 from bdjax.attacks.patches import Patch, Trigger, patch_attack, stamp
-from bdjax.attacks.poisoning import PoisonedSet, poison_batch, poison_dataset
+from bdjax.attacks.poisoned_set import PoisonedSet, poison_dataset
+from bdjax.attacks.poisoning import poison_batch
 from bdjax.attacks.random_backdoor import METHOD as _RANDOM_BACKDOOR
 from bdjax.attacks.random_backdoor import (
   RandomBackdoorSettings,

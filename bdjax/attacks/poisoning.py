@@ -1,9 +1,4 @@
-"""Poisoning with an attack: a batch in each step, or a data set once.
-
-Salem et al. (2022) and the attacks that train a network with the classifier
-poison batches; BadNets, Blended and other attackers of the data alone leave a
-set in which the same images are poisoned in every epoch, before augmentation.
-"""
+"""Poisoning of batches with an attack, anew in each training step."""
 
 import math
 from collections.abc import Callable
@@ -11,13 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bdjax import compiler
 from bdjax.attacks.base import Attack, TriggerVariables
 from bdjax.batch import CLEAN, COVER, POISONED, Batch
-from bdjax.batching import to_float, to_uint8
-from bdjax.errors import UserError
 
 _CHUNK = 500  # images stamped at a time
 
@@ -210,138 +201,3 @@ def _replace_rows(array, chosen, values):
 def _per_image(mask):
   """Make a mask [B] broadcast against images."""
   return mask[:, None, None, None]
-
-
-class PoisonedSet(NamedTuple):
-  """A training set of which some images are poisoned; on the host.
-
-  Attributes:
-    images: uint8 [N,H,W,C].
-    labels: int32 [N], as training sees them.
-    roles: int8 [N], of `bdjax.batch`.
-    targets: int32 [N], the target label of poisoned and cover images; -1 of
-      clean ones.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  roles: np.ndarray
-  targets: np.ndarray
-
-
-def poison_dataset(
-  attack: Attack,
-  variables: TriggerVariables,
-  key: jax.Array,
-  images: np.ndarray,
-  labels: np.ndarray,
-  rate: float | None,
-  class_rate: float | None = None,
-) -> PoisonedSet:
-  """Poison exactly round(rate * N) eligible images of a data set.
-
-  The choice, the targets and the triggers depend on the key alone. Triggered
-  images are rounded to uint8.
-
-  Args:
-    attack: the attack.
-    variables: its own.
-    key: a random key.
-    images: uint8 [N,H,W,C].
-    labels: int32 [N], the true ones.
-    rate: share of all images, in [0,1].
-    class_rate: instead, share of the images that carry a target label.
-
-  Raises:
-    UserError: fewer images may be poisoned, or be covers, than the rates ask.
-  """
-  total = len(labels)
-  keys = jax.random.split(key, 4)
-  eligible = np.asarray(attack.poisonable(jnp.asarray(labels)))
-  count = _number_poisoned(attack, labels, eligible, rate, class_rate)
-  order = np.asarray(jax.random.permutation(keys[0], total))
-  rows = np.sort(order[eligible.any(1)[order]][:count])
-  free = np.asarray(attack.coverable(jnp.asarray(labels))).copy()
-  free[rows] = False
-  num_covers = 0
-  if attack.cover is not None and count:
-    num_covers = round(attack.cover_rate * total)
-    if num_covers > free.sum():
-      raise UserError(
-        f"cover_rate must be at most {free.sum() / total:.4g}: {num_covers} "
-        f"covers are asked for, and {free.sum()} images are left for them"
-      )
-  cover_rows = np.sort(order[free[order]][:num_covers])
-  index = np.asarray(choose_targets(keys[1], jnp.asarray(eligible))[0])
-  out = PoisonedSet(
-    images.copy(),
-    labels.astype(np.int32),
-    np.zeros(total, np.int8),
-    np.full(total, -1, np.int32),
-  )
-  targets = np.asarray(attack.targets)[index]
-  out.labels[rows] = targets[rows]
-  for chosen, role, apply, apply_key in (
-    (rows, POISONED, attack.apply, keys[2]),
-    (cover_rows, COVER, attack.cover, keys[3]),
-  ):
-    out.roles[chosen] = role
-    out.targets[chosen] = targets[chosen]
-    if len(chosen):
-      out.images[chosen] = stamp_images(
-        apply, variables, apply_key, images[chosen], index[chosen]
-      )
-  return out
-
-
-def _number_poisoned(attack, labels, eligible, rate, class_rate) -> int:
-  """Return how many images the rates ask for, if there are so many."""
-  total, available = len(labels), int(eligible.any(1).sum())
-  if class_rate is not None:
-    members = int(np.isin(labels, np.asarray(attack.targets)).sum())
-    name, value, whole = "class_rate", class_rate, members
-  else:
-    name, value, whole = "poison_rate", rate, total
-  count = round(value * whole)
-  if count > available:
-    raise UserError(
-      f"{name} must be at most {available / whole:.4g} (got {value:g}): it "
-      f"asks for {count} images, and {available} may be poisoned"
-    )
-  return count
-
-
-def stamp_images(
-  apply: Callable,
-  variables: TriggerVariables,
-  key: jax.Array,
-  images: np.ndarray,
-  index: np.ndarray,
-) -> np.ndarray:
-  """Trigger stored images, a chunk at a time.
-
-  Args:
-    apply: `Attack.apply`, `Attack.test_apply` or `Attack.cover`.
-    variables: of the attack.
-    key: a random key.
-    images: uint8 [N,H,W,C].
-    index: int32 [N] into the targets.
-
-  Returns:
-    uint8 [N,H,W,C], rounded.
-  """
-
-  @compiler.jit
-  def stamp_chunk(variables, key, images, index):
-    return to_uint8(apply(variables, key, to_float(images), index))
-
-  size = min(_CHUNK, len(images))
-  chunks = []
-  for number, start in enumerate(range(0, len(images), size)):
-    # The last chunk is filled up, so that one program serves all.
-    rows = np.minimum(np.arange(start, start + size), len(images) - 1)
-    chunk_key = jax.random.fold_in(key, number)
-    chunks.append(
-      np.asarray(stamp_chunk(variables, chunk_key, images[rows], index[rows]))
-    )
-  return np.concatenate(chunks)[: len(images)]

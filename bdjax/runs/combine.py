@@ -15,8 +15,8 @@ def combine_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
   Returns:
     `measured`: mean and interval over seeds of every score that all have;
-    `difference`: clean minus benchmark, paired by seed; seconds are sums,
-    speeds means, memory is the largest.
+    `difference`: clean minus benchmark, paired by seed; `trigger_diversity`;
+    seconds are sums, speeds means, memory is the largest.
   """
   names = set.intersection(*(set(run["measured"]) for run in runs))
   measured = {
@@ -26,6 +26,10 @@ def combine_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
   }
   out = runs[0] | {"measured": {k: v._asdict() for k, v in measured.items()}}
   del out["details"]
+  diversity = [run["details"].get("trigger_diversity") for run in runs]
+  if None not in diversity:
+    score = metrics.student_interval(diversity, "seeds", "number")
+    out["trigger_diversity"] = score._asdict()
   if "benchmark_accuracy" in measured:
     gaps = [run["difference"]["mean"] for run in runs]
     out["difference"] = metrics.difference_over_seeds(gaps)._asdict()

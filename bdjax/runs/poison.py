@@ -12,7 +12,8 @@ import numpy as np
 from bdjax import provenance, sharding
 from bdjax.attacks import ATTACKS, AttackMethod, poison_dataset
 from bdjax.attacks.base import Attack, PreparationContext, TriggerVariables
-from bdjax.attacks.poisoning import choose_targets, stamp_images
+from bdjax.attacks.poisoned_set import stamp_images
+from bdjax.attacks.poisoning import choose_targets
 from bdjax.attacks.settings import AttackSettings
 from bdjax.batch import COVER, POISONED
 from bdjax.data import NAMES, Dataset, Splits

@@ -15,7 +15,7 @@ import tqdm
 
 from bdjax import sharding, training
 from bdjax.attacks.base import PreparationContext, TriggerVariables
-from bdjax.attacks.poisoning import PoisonedSet, poison_dataset
+from bdjax.attacks.poisoned_set import PoisonedSet, poison_dataset
 from bdjax.batch import POISONED, Batch
 from bdjax.checkpoints import Checkpoints
 from bdjax.data import Dataset, Splits

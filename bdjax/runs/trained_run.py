@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from bdjax.attacks.base import Attack, TriggerVariables
-from bdjax.attacks.poisoning import PoisonedSet
+from bdjax.attacks.poisoned_set import PoisonedSet
 from bdjax.data import Splits
 from bdjax.defenses.base import Defender, TrainingDefender
 from bdjax.errors import UserError

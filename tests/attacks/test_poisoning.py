@@ -14,11 +14,10 @@ from attack_cases import (
 )
 
 from bdjax.attacks.base import Attack, JointPoison, TriggerVariables
+from bdjax.attacks.poisoned_set import poison_dataset, stamp_images
 from bdjax.attacks.poisoning import (
   choose_targets,
   poison_batch,
-  poison_dataset,
-  stamp_images,
   trigger_all,
 )
 from bdjax.batch import COVER, POISONED
