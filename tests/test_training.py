@@ -1,135 +1,37 @@
-import functools
+"""Tests of training: calls of many steps, epochs, devices, one call."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_training import KEY, SHAPE, make_data, make_parts, setup
 
-from bdjax import models, optimization, sharding, training
-from bdjax.attacks import triggers
-from bdjax.attacks.ban import ban
-from bdjax.attacks.poison import compose, poison
-
-KEY = jax.random.key(3)
-SHAPE = (8, 8, 1)
+from bdjax import batching, sharding, training
+from bdjax.attacks import ATTACKS, Attack, TriggerVariables
+from bdjax.attacks.poisoning import trigger_all
+from bdjax.batch import Batch
+from bdjax.errors import UserError
+from bdjax.models import Weights
 
 
 @pytest.fixture(scope="module")
 def data():
-  images = jax.random.randint(KEY, (64, *SHAPE), 0, 256).astype(jnp.uint8)
-  # A label that can be learnt: brighter left or right half.
-  halves = images.astype(jnp.float32).reshape(64, 8, 2, 4).mean((1, 3))
-  return images, halves.argmax(1).astype(jnp.int32)
-
-
-@functools.cache  # what is compiled for one test serves the others
-def _setup(name="cnn", devices=1, batch=16, rate=0.5):
-  model = models.get(name, image_shape=SHAPE, num_classes=2, width=4)
-  attack = ban((0,), triggers.whole_image(1, 8, 8), 2, 1, 3, 4)
-  optimizers = training.Optimizers(
-    optimization.sgd(0.1, 0.9, 1e-3), optax.adam(1e-2)
-  )
-  step = training.make_train_step(
-    model, optimizers, lambda p: compose(poison(attack, p, rate))
-  )
-  mesh = sharding.make_mesh(jax.devices()[:devices])
-  steps, calls = training.steps_per_call(64, batch)
-  call = training.make_call(step, batch, steps, mesh)
-
-  fresh = jax.jit(lambda: training.create(KEY, model, attack.init, optimizers))
-
-  def create():
-    carry = fresh()
-    return sharding.replicate(mesh, carry)
-
-  step = jax.jit(step)
-  return model, attack, optimizers, step, call, create, mesh, (steps, calls)
+  return make_data()
 
 
 def _fit(call, carry, data, mesh, cut, epochs):
-  images, labels = sharding.replicate(mesh, data)
+  data = sharding.replicate(mesh, data)
   out = []
   for at, latest, metrics in training.fit(
-    call, carry, KEY, images, labels, steps=cut[0], calls=cut[1], epochs=epochs
+    call, carry, KEY, data, steps=cut[0], calls=cut[1], epochs=epochs
   ):
     out.append((at, jax.device_get(latest), jax.device_get(metrics)))
   return out
 
 
-def test_first_step_by_hand(data):
-  model, _, _, step, _, create, *_ = _setup(rate=0.0)
-  images = data[0][:16].astype(jnp.float32) / 255
-  labels = data[1][:16]
-  before = create()
-  state = before.state
-  forward = jax.jit(model.apply, static_argnums=3)
-  logits, _ = forward(state.params, state.batch_stats, images, True)
-  logits = np.asarray(logits)
-  after, metrics = step(before, KEY, images, labels)
-  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-  want = -np.mean([log_p[i, y] for i, y in enumerate(labels)])
-  assert float(metrics["loss"]) == pytest.approx(float(want), rel=1e-5)
-  assert int(metrics["clean"]) == 16 and int(metrics["poisoned"]) == 0
-  assert int(metrics["clean_correct"]) == int(
-    (logits.argmax(1) == np.asarray(labels)).sum()
-  )
-  assert int(after.state.step) == int(after.generator.step) == 1
-
-  def loss(params):
-    out, _ = model.apply(params, state.batch_stats, images, True)
-    out = jax.nn.log_softmax(out)
-    return -jnp.take_along_axis(out, labels[:, None], 1).mean()
-
-  # Nesterov's first step is 1 + momentum times the gradient.
-  grads = jax.jit(jax.grad(loss))(state.params)
-  old, new, grads = jax.device_get(
-    [tree["logits"] for tree in (state.params, after.state.params, grads)]
-  )
-  bias = old["bias"] - 0.19 * grads["bias"]
-  np.testing.assert_allclose(new["bias"], bias, rtol=1e-4, atol=1e-6)
-  decayed = grads["kernel"] + 1e-3 * old["kernel"]
-  kernel = old["kernel"] - 0.19 * decayed
-  np.testing.assert_allclose(new["kernel"], kernel, rtol=1e-4, atol=1e-6)
-
-
-def test_weight_of_the_poisoned_loss(data):
-  model, attack, optimizers, _, _, create, *_ = _setup()
-  images = data[0][:32].astype(jnp.float32) / 255
-
-  @jax.jit
-  def loss(weight, carry):
-    step = training.make_train_step(
-      model,
-      optimizers,
-      lambda p: poison(attack, p, 0.5),
-      backdoor_weight=weight,
-    )
-    _, metrics = step(carry, KEY, images, data[1][:32])
-    return metrics["loss"]
-
-  clean, plain, triple = (float(loss(w, create())) for w in (0.0, 1.0, 3.0))
-  assert triple - clean == pytest.approx(3 * (plain - clean), rel=1e-4)
-
-
-def test_penalty_is_added_and_leaves_the_batches_alone(data):
-  model, attack, optimizers, step, _, create, *_ = _setup()
-  images = data[0][:16].astype(jnp.float32) / 255
-  penalised = training.make_train_step(
-    model,
-    optimizers,
-    lambda p: compose(poison(attack, p, 0.5)),
-    penalty=lambda params, key: jnp.float32(2.5),
-  )
-  _, want = step(create(), KEY, images, data[1][:16])
-  _, got = jax.jit(penalised)(create(), KEY, images, data[1][:16])
-  assert float(got["loss"] - want["loss"]) == pytest.approx(2.5, rel=1e-5)
-  assert int(got["poisoned"]) == int(want["poisoned"]) > 0
-  assert int(got["poisoned_correct"]) == int(want["poisoned_correct"])
-
-
 def test_training_learns_and_both_networks_move(data):
-  *_, call, create, mesh, cut = _setup("minivgg", rate=0.3)
+  _, call, create, mesh, cut = setup("minivgg", rate=0.3)
   before = jax.device_get(create())
   run = _fit(call, create(), data, mesh, cut, 30)
   _, carry, metrics = run[-1]
@@ -140,78 +42,94 @@ def test_training_learns_and_both_networks_move(data):
     assert all(jax.tree.leaves(moved.params))
 
 
-def _rows(calls, start=0):
-  """The image numbers that `fit` trains on, a row a call."""
+def _rows(calls, start=0, each_epoch=None):
+  """Return the image numbers that `fit` trains on, a row a call."""
   state = training.TrainState(jnp.int32(start), {}, {}, ())
 
-  def call(carry, key, images, labels, order, part):
+  def call(carry, key, data, order, part):
     count = 2 * 5  # two steps of five images
     rows = np.asarray(order)[part * count : (part + 1) * count]
-    return carry, {"rows": rows}
+    return carry, {"rows": rows, "shown": np.asarray(data.images)}
 
   return [
-    (step, metrics["rows"])
+    (step, metrics["rows"], metrics["shown"])
     for step, _, metrics in training.fit(
       call,
       training.Carry(state, state),
       KEY,
-      jnp.zeros((33, 1)),
-      jnp.zeros(33),
+      Batch(jnp.zeros((33, 1)), jnp.zeros(33), jnp.zeros(33)),
       steps=2,
       calls=calls,
       epochs=2,
+      each_epoch=each_epoch,
     )
   ]
 
 
 def test_an_epoch_is_a_permutation_in_stretches():
   run = _rows(calls=3)
-  assert [step for step, _ in run] == [2, 4, 6, 8, 10, 12]
-  epochs = [np.concatenate([r for _, r in run[i : i + 3]]) for i in (0, 3)]
+  assert [step for step, *_ in run] == [2, 4, 6, 8, 10, 12]
+  epochs = [np.concatenate([r for _, r, _ in run[i : i + 3]]) for i in (0, 3)]
   for rows in epochs:
     assert len(set(rows.tolist())) == 30  # none twice; three are left out
   assert (epochs[0] != epochs[1]).any()
 
 
+def _count(key, epoch, images):
+  """Write the epoch's number, and what its key draws, into the images."""
+  noise = jax.random.uniform(key, images.shape)
+  return images + epoch.astype(jnp.float32) + noise
+
+
 @pytest.mark.parametrize("start", [2, 6, 8])
-def test_going_on_in_the_middle_of_an_epoch_trains_on_the_same_rows(start):
-  for got, want in zip(_rows(3, start), _rows(3)[start // 2 :], strict=True):
-    assert got[0] == want[0]
-    np.testing.assert_array_equal(got[1], want[1])
+def test_going_on_in_the_middle_of_an_epoch_trains_on_the_same_images(start):
+  whole = _rows(3, 0, _count)[start // 2 :]
+  for got, expected in zip(_rows(3, start, _count), whole, strict=True):
+    assert got[0] == expected[0]
+    np.testing.assert_array_equal(got[1], expected[1])
+    np.testing.assert_array_equal(got[2], expected[2])
+
+
+def test_what_an_epoch_shows():
+  shown = [images for _, _, images in _rows(3, 0, _count)]
+  # The key is the same in each epoch, whose number is what differs.
+  np.testing.assert_allclose(shown[3] - shown[0], 1.0, atol=1e-6)
+  np.testing.assert_array_equal(shown[2], shown[0])
+  assert len(np.unique(shown[0])) == 33
 
 
 def test_a_call_trains_on_its_own_stretch(data):
-  images, labels = data
-
-  def rows(carry, key, batch, labels):
-    return carry, {"first": batch[:, 0, 0, 0]}
+  def rows(carry, key, batch):
+    return carry, batch._replace(images=batch.images[:, 0, 0, 0])
 
   mesh = sharding.make_mesh(jax.devices()[:1])
-  call = training.make_call(rows, 4, 2, mesh)
+  call = training.compile_steps(rows, 4, 2, mesh)
   order = jax.random.permutation(KEY, 64)
+  marked = data._replace(roles=(jnp.arange(64) % 3).astype(jnp.int8))
   for part in (0, 3):
-    _, out = call(jnp.float32(0), KEY, images, labels, order, part)
-    want = images[order[part * 8 : part * 8 + 8], 0, 0, 0] / jnp.uint8(1)
-    np.testing.assert_allclose(out["first"].reshape(-1) * 255, want, rtol=1e-5)
+    _, out = call(jnp.float32(0), KEY, marked, order, part)
+    stretch = order[part * 8 : part * 8 + 8]
+    images = np.asarray(data.images[stretch, 0, 0, 0])
+    np.testing.assert_allclose(out.images.reshape(-1) * 255, images, rtol=1e-5)
+    np.testing.assert_array_equal(out.labels.reshape(-1), data.labels[stretch])
+    np.testing.assert_array_equal(out.roles.reshape(-1), stretch % 3)
 
 
 def test_every_image_is_seen_once_an_epoch(data):
-  images, labels = data
-
-  def count(carry, key, batch, labels):
-    return carry + batch.sum((1, 2, 3)).sum(), {"loss": batch.sum()}
+  def count(carry, key, batch):
+    total = batch.images.sum((1, 2, 3)).sum()
+    return carry + total, {"loss": total}
 
   mesh = sharding.make_mesh(jax.devices()[:1])
-  call = training.make_call(count, 16, 4, mesh)
-  total, _ = call(
-    jnp.float32(0), KEY, images, labels, jax.random.permutation(KEY, 64), 0
-  )
-  want = (images.astype(jnp.float32) / 255).sum()
-  assert float(total) == pytest.approx(float(want), rel=1e-5)
+  call = training.compile_steps(count, 16, 4, mesh)
+  order = jax.random.permutation(KEY, 64)
+  total, _ = call(jnp.float32(0), KEY, data, order, 0)
+  expected = batching.to_float(data.images).sum()
+  assert float(total) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_stopped_and_resumed_equals_unbroken(data):
-  *_, call, create, mesh, cut = _setup()
+  _, call, create, mesh, cut = setup()
   whole = _fit(call, create(), data, mesh, cut, 4)
   middle = sharding.replicate(mesh, whole[1][1])
   rest = _fit(call, middle, data, mesh, cut, 4)
@@ -220,55 +138,37 @@ def test_stopped_and_resumed_equals_unbroken(data):
   np.testing.assert_array_equal(rest[-1][2]["loss"], whole[-1][2]["loss"])
 
 
+def test_the_state_is_donated(data):
+  _, call, create, mesh, _ = setup()
+  carry = create()
+  order = jnp.arange(64, dtype=jnp.int32)
+  call(carry, KEY, sharding.replicate(mesh, data), order, 0)
+  for state in carry:
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
 @pytest.mark.parametrize("name, rate", [("cnn", 0.5), ("minivgg", 0.3)])
 def test_four_devices_equal_one(name, rate, data):
   # Batch normalisation too: its statistics are the whole batch's.
   losses = []
   for devices in (1, 4):
-    *_, call, create, mesh, cut = _setup(name, devices, rate=rate)
+    _, call, create, mesh, cut = setup(name, devices, rate=rate)
     run = _fit(call, create(), data, mesh, cut, 2)
     losses.append(np.concatenate([m["loss"] for _, _, m in run]))
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_a_batch_is_really_cut_over_the_devices(data):
-  *_, call, create, mesh, _ = _setup(devices=4)
-  images, labels = sharding.replicate(mesh, data)
+  _, call, create, mesh, _ = setup(devices=4)
   order = jnp.arange(64, dtype=jnp.int32)
-  text = call.lower(create(), KEY, images, labels, order, 0).compile().as_text()
+  args = create(), KEY, sharding.replicate(mesh, data), order, 0
+  text = call.lower(*args).compile().as_text()
   # The forward convolution sees four of the sixteen images.
   assert "f32[4,8,8,1]" in text and "f32[16,8,8,1]" not in text
 
 
-def test_vmap_over_a_population_equals_a_loop(data):
-  model, attack, optimizers, step, *_ = _setup()
-  images = data[0][:16].astype(jnp.float32) / 255
-  labels = data[1][:16]
-  keys = jax.random.split(KEY, 2)
-  create = functools.partial(
-    training.create,
-    model=model,
-    generator_init=attack.init,
-    optimizers=optimizers,
-  )
-  population = jax.jit(jax.vmap(step, (0, 0, None, None)))
-  together, metrics = population(
-    jax.jit(jax.vmap(create))(keys), keys, images, labels
-  )
-  create, together = jax.jit(create), jax.device_get(together)
-  for i, key in enumerate(keys):
-    carry, want = step(create(key), key, images, labels)
-    assert float(metrics["loss"][i]) == pytest.approx(
-      float(want["loss"]), rel=1e-5
-    )
-    for got, leaf in zip(
-      jax.tree.leaves(together), jax.tree.leaves(carry), strict=True
-    ):
-      np.testing.assert_allclose(got[i], leaf, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(
-  "images, batch, want",
+  "images, batch, expected",
   [
     (100, 16, (6, 1)),
     (57000, 128, (26, 17)),
@@ -276,7 +176,117 @@ def test_vmap_over_a_population_equals_a_loop(data):
     (9, 9, (1, 1)),
   ],
 )
-def test_steps_per_call(images, batch, want):
+def test_steps_per_call(images, batch, expected):
   steps, calls = training.steps_per_call(images, batch)
-  assert (steps, calls) == want
+  assert (steps, calls) == expected
   assert steps * calls * batch <= images
+
+
+def _accuracy(model, trained, images, labels):
+  logits, _ = jax.jit(model.apply)(*trained.weights, images)
+  return float((logits.argmax(-1) == labels).mean())
+
+
+def test_training_in_one_call_learns_the_task_and_the_backdoor(data):
+  model, *_ = make_parts("minivgg")
+  method = ATTACKS["badnets"]
+  attack = method.make(method.settings().filled("digits"), SHAPE, 2)
+  trained = training.train(
+    KEY, model, data, epochs=40, batch_size=16, attack=attack, poison_rate=0.5
+  )
+  assert {len(values) for values in trained.metrics.values()} == {40 * 4}
+  images, labels = batching.to_float(data.images), data.labels
+  assert _accuracy(model, trained, images, labels) > 0.9
+  triggered, targets, counts = trigger_all(
+    attack, trained.variables, KEY, images, labels
+  )
+  rows = np.asarray(counts)
+  assert _accuracy(model, trained, triggered[rows], targets[rows]) > 0.9
+
+
+def test_training_in_one_call_without_an_attack(data):
+  model, *_ = make_parts()
+  seen = []
+
+  def augment(key, batch):
+    seen.append(batch.images.shape)
+    return batch
+
+  on_host = Batch(*(np.asarray(x, np.int64) for x in data))
+  on_host = on_host._replace(images=np.asarray(data.images))
+  rates = []
+
+  def optimizer(rate):
+    rates.extend(float(rate(step)) for step in (0, 3, 12))
+    return optax.sgd(0.0)
+
+  trained = training.train(
+    KEY,
+    model,
+    on_host,
+    epochs=3,
+    batch_size=16,
+    augment=augment,
+    optimizer=optimizer,
+    learning_rate=0.4,
+  )
+  assert rates == pytest.approx([0.02, 0.4, 0.0])  # up for a quarter of 12
+  assert trained.variables == TriggerVariables({}, {})
+  assert seen[0] == (16, *SHAPE)
+  assert (trained.metrics["clean"] == 16).all()
+  # Nothing is learnt at rate 0: the weights are the initial ones.
+  key = jax.random.split(jax.random.split(KEY, 3)[0])[0]
+  expected = Weights(*jax.jit(model.init)(key))
+  jax.tree.map(np.testing.assert_array_equal, trained.weights, expected)
+
+
+def test_an_attack_s_stage_before_training_is_run_in_one_call(data):
+  contexts = []
+
+  def prepare(key, variables, context):
+    contexts.append(context)
+    assert context.clean is None
+    return variables._replace(state={"gray": context.images.max() / 255})
+
+  def apply(variables, key, images, index):
+    return jnp.full_like(images, 1) * variables.state["gray"]
+
+  attack = Attack(
+    jnp.array([0]),
+    apply,
+    init=lambda key: TriggerVariables({}, {"gray": jnp.float32(-1)}),
+    prepare=prepare,
+  )
+  model, *_ = make_parts()
+  trained = training.train(
+    KEY, model, data, epochs=1, batch_size=16, attack=attack, poison_rate=0.1
+  )
+  assert len(contexts) == 1 and contexts[0].images.shape == (64, *SHAPE)
+  assert float(trained.variables.state["gray"]) == 1.0
+
+
+def test_input_aware_is_trained_in_one_call(data):
+  method = ATTACKS["input_aware"]
+  settings = method.settings(mask_epochs=1).filled("digits")
+  attack = method.make(settings, SHAPE, 2)
+  model, *_ = make_parts()
+  trained = training.train(
+    KEY, model, data, epochs=1, batch_size=16, attack=attack, poison_rate=0.1
+  )
+  fresh = jax.jit(attack.init)(KEY)
+  assert jax.tree.structure(trained.variables) == jax.tree.structure(fresh)
+  for leaf in jax.tree.leaves(trained):
+    assert np.isfinite(leaf).all()
+  # 1.6 poisoned rows, and as many covers, of 16 in each step.
+  for role in ("poisoned", "cover"):
+    assert set(trained.metrics[role].tolist()) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+  "batch_size, words",
+  [(68, "from 1 to 64, the number of images .got 68"), (18, "multiple of")],
+)
+def test_batches_that_do_not_fit(batch_size, words, data):
+  model, *_ = make_parts()
+  with pytest.raises(UserError, match=f"batch_size must be .*{words}"):
+    training.train(KEY, model, data, epochs=1, batch_size=batch_size)
