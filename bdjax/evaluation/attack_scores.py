@@ -83,7 +83,7 @@ def attack_scores(
   Clean accuracy is over the whole test set. The attack success rate counts only
   images whose true label is not the target, each with triggers drawn after
   training; robust accuracy is the share of those that still get their true
-  label; cover accuracy that of images under the trigger of a cover.
+  label; cover accuracy that of images that may be covers, under their trigger.
 
   Args:
     key: of the triggers; not the training's.
@@ -128,8 +128,9 @@ def attack_scores(
     covers = predictors.covers(
       weights, variables, cover_key, images, jnp.int32(0)
     )
-    share = metrics.accuracy(np.asarray(covers), test.labels)
-    measured["cover_accuracy"] = metrics.proportion(share, len(test.labels))
+    counted = np.asarray(attack.coverable(jnp.asarray(test.labels)))
+    share = metrics.accuracy(np.asarray(covers)[counted], test.labels[counted])
+    measured["cover_accuracy"] = metrics.proportion(share, int(counted.sum()))
   if attack.draw_trigger is not None:
     details["trigger_diversity"] = trigger_diversity(
       attack, variables, diversity_key, test.images

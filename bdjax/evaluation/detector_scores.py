@@ -60,7 +60,7 @@ def score_detector(
   scored.plots.append(("scores", plot))
 
 
-def _latency(detector, evaluator, original) -> dict[str, metrics.Score]:
+def _latency(detector, evaluator, original) -> dict[str, float]:
   """Time an image without the detector and with it: medians of five."""
   # As many at a time as in scoring: that much memory is there.
   images = to_float(evaluator.images[: detector.batch_size])
