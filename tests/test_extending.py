@@ -111,6 +111,7 @@ def test_a_recipe_is_three_small_files_and_an_entry(folder, name):
     if block.language == "diff":
       lines = [line for line in lines if line.startswith("+")]
       assert not [line for line in block.code.splitlines() if line[:1] == "-"]
+      assert _edited((REPOSITORY / block.file).read_text(), block.code)
     else:
       assert not (REPOSITORY / block.file).exists()
     assert len(lines) <= files[block.file]
@@ -177,5 +178,6 @@ def test_sweeps_figures_defences_and_the_table_know_the_recipes(extended):
   assert len(list(sweep.glob("rate-*-alpha-*/results.json"))) == 4
   for name in (*DEFENSES, "weight_noise"):
     assert (run_directory / "defenses" / name / "results.json").exists()
-  table = out[out.rindex("| ") - 10_000 :]
-  assert "ramp-digits" in table and "weight" in table and "noise" in table
+  assert out.count("| ramp-digits |") == 1
+  for name in (*DEFENSES, "weight_noise"):
+    assert f"| {name}: " in out
