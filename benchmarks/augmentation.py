@@ -13,7 +13,6 @@ import optax
 
 from bdjax import optimization, sharding, training
 from bdjax.attacks import ATTACKS
-from bdjax.attacks.base import no_variables
 from bdjax.data.augment import augment
 from benchmarks import roofline, script
 from benchmarks.plain.networks import forward_operations
@@ -48,11 +47,8 @@ def ours(case, batch, steps, augmentation=None, attack=None):
   step = training.make_train_step(
     model, optimizers, transform, attack_loss=attack.loss if attack else None
   )
-  mesh = sharding.make_mesh()
-  call = training.compile_steps(step, batch, steps, mesh)
-  init = attack.init if attack else no_variables
-  carry = training.init(script.KEY, model, init, optimizers)
-  carry = sharding.replicate(mesh, carry)
+  call = training.compile_steps(step, batch, steps, sharding.make_mesh())
+  carry = script.init_carry(case, optimizers, attack)
   return script.calls_on_noise(call, carry, case, batch * steps)
 
 

@@ -33,7 +33,6 @@ FLAGS = {
   "steps": script.Flag(4, "Steps a call.", 1),
 }
 CASE = script.Case("cnn", 64, (32, 32, 3))
-TINY_CASE = script.Case("cnn", 8, (12, 12, 1))
 SIZE = 5  # side of the trigger, in pixels
 COPIES = 1 + script.CLASSES
 
@@ -46,10 +45,8 @@ def ours(case, batch, steps, rate):
   step = training.make_train_step(
     model, optimizers, training.poisoning(attack, None, rate)
   )
-  mesh = sharding.make_mesh()
-  call = training.compile_steps(step, batch, steps, mesh)
-  carry = training.init(script.KEY, model, attack.init, optimizers)
-  carry = sharding.replicate(mesh, carry)
+  call = training.compile_steps(step, batch, steps, sharding.make_mesh())
+  carry = script.init_carry(case, optimizers, attack)
   return script.calls_on_noise(call, carry, case, batch * steps)
 
 
@@ -101,7 +98,7 @@ def compare(case: script.Case, batch: int, steps: int) -> Comparison:
 
 def comparisons(options: script.Options, batch: int, steps: int):
   """Compare the steps of the small CNN on 32x32x3."""
-  case = TINY_CASE if options.tiny else CASE
+  case = script.TINY_CASES["cnn"] if options.tiny else CASE
   width = options.width or case.width
   yield compare(case._replace(width=width, bf16=options.bf16), batch, steps)
 

@@ -1,5 +1,6 @@
 """The parts that all benchmarks share: flags, networks, images."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from bdjax import models
+from bdjax import models, sharding, training
+from bdjax.attacks.base import Attack
 from bdjax.batch import CLEAN, Batch
 from benchmarks import timing
 
@@ -85,8 +87,12 @@ def cases(options: Options) -> Iterator[Case]:
     yield case_of(options, name)
 
 
+@functools.cache
 def network(case: Case) -> tuple[models.Model, models.Weights]:
-  """Make a network and initial weights: costs do not depend on their values."""
+  """Make a network and initial weights, whose values costs do not depend on.
+
+  The same arrays for every caller, so not to be donated.
+  """
   model = models.get(
     case.model,
     image_shape=case.shape,
@@ -111,6 +117,22 @@ def labels(count: int) -> jax.Array:
 def training_set(images: jax.Array, labels: jax.Array) -> Batch:
   """Return images and labels as a clean training set."""
   return Batch(images, labels, jnp.full(labels.shape, CLEAN, jnp.int8))
+
+
+def init_carry(
+  case: Case, optimizers: training.Optimizers, attack: Attack | None = None
+) -> training.Carry:
+  """Return the state before the first training step, on all devices.
+
+  Args:
+    case: whose network is trained, from the weights of `network`.
+    optimizers: of network and generator.
+    attack: whose variables are trained too.
+  """
+  weights = jax.tree.map(jnp.copy, network(case)[1])  # a call donates them
+  variables = attack.init(KEY) if attack else None
+  carry = training.init_carry(optimizers, weights, variables)
+  return sharding.replicate(sharding.make_mesh(), carry)
 
 
 def calls_on_noise(
@@ -184,7 +206,9 @@ def main(
   bf16 = flags.DEFINE_bool("bf16", False, "Computation in bfloat16.")
   width = flags.DEFINE_integer("width", None, "Width of the networks.")
   tiny = flags.DEFINE_bool(
-    "tiny", False, "Smallest sizes and one timing: only whether it runs."
+    "tiny",
+    False,
+    "Smallest sizes, the small CNN and one timing: only whether it runs.",
   )
   holders = {}
   for name, flag in own_flags.items():
@@ -199,12 +223,15 @@ def main(
       raise app.UsageError(
         f"--models must be of {', '.join(CASES)} (got {', '.join(unknown)})"
       )
-    times = 1 if tiny.value and not repeats.present else repeats.value
     options = Options(
-      tuple(names.value), times, bf16.value, width.value, tiny.value
+      tuple(names.value), repeats.value, bf16.value, width.value, tiny.value
     )
     values = {name: holder.value for name, holder in holders.items()}
     if tiny.value:
+      if not names.present:
+        options = options._replace(models=("cnn",))
+      if not repeats.present:
+        options = options._replace(repeats=1)
       for name, value in tiny_values(own_flags).items():
         if not holders[name].present:
           values[name] = value

@@ -210,8 +210,8 @@ def report(line: dict[str, Any], as_json: bool = True) -> None:
     print(f"  other processes took {line['others']:.0%} of the CPU meanwhile")
   if line["goal"]:
     print(f"  goal: {line['goal']}")
-  as_text = json.dumps(line)
-  print(as_text if as_json else "", flush=True)
+  if as_json:
+    print(json.dumps(line), flush=True)
 
 
 def duration(seconds: float) -> str:

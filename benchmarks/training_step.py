@@ -34,17 +34,15 @@ RATES = {"rate": 0.05, "momentum": 0.9, "decay": 5e-4}
 
 def ours(case, images, labels, rows):
   """Make our call of as many steps as there are rows."""
-  model, weights = script.network(case)
+  model, _ = script.network(case)
   steps, batch = rows.shape
   optimizers = training.Optimizers(
     optimization.sgd(RATES["rate"], RATES["momentum"], RATES["decay"])
   )
   step = training.make_train_step(model, optimizers, training.plain())
-  mesh = sharding.make_mesh()
-  call = training.compile_steps(step, batch, steps, mesh)
+  call = training.compile_steps(step, batch, steps, sharding.make_mesh())
   # The peers start from the same weights.
-  carry = training.init_carry(optimizers, weights)
-  carry = sharding.replicate(mesh, carry)
+  carry = script.init_carry(case, optimizers)
   data = script.training_set(images, labels)
   order = rows.reshape(-1)
 

@@ -1,5 +1,6 @@
 """The networks of `bdjax.models` in plain Flax Linen."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -85,6 +86,7 @@ def make(case: Any, classes: int) -> nn.Module:
   return NETWORKS[case.model](classes, case.width, dtype)
 
 
+@functools.cache
 def forward_operations(case: Any, classes: int) -> float:
   """Count the operations of a forward pass of one image, by XLA.
 

@@ -1,5 +1,6 @@
 """A training step in plain JAX and Flax: a compiled step, a Python loop."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,8 @@ def make_steps(
     optax.sgd(rate, momentum=momentum, nesterov=True),
   )
   shape = (1, *images.shape[1:])
-  variables = net.init(jax.random.key(0), jnp.zeros(shape), train=False)
+  init = jax.jit(functools.partial(net.init, train=False))
+  variables = init(jax.random.key(0), jnp.zeros(shape))
   params = variables.pop("params")
   state = (params, variables, optimizer.init(params))
 

@@ -7,7 +7,7 @@ from benchmarks import results, timing
 LINE = {
   "benchmark": "strip",
   "claim": "STRIP, small",
-  "wanted": "",
+  "goal": "10 times",
   "item": "input",
   "items": 2,
   "parts": {"slow": 0.5},
@@ -27,11 +27,14 @@ LINE = {
 }
 
 
-def test_lines_are_found_among_what_is_printed(capsys):
+def test_lines_are_parsed_from_the_output_unless_it_is_tiny(capsys):
+  timing.report(LINE, as_json=False)
+  assert results.parse(capsys.readouterr().out) == []
   timing.report(LINE)
   printed = capsys.readouterr().out
   assert results.parse(printed) == [LINE]
   assert "  slow" in printed and "300.40 x" in printed
+  assert "  goal: 10 times\n" in printed
 
 
 def test_a_page_holds_what_the_line_says():
@@ -42,6 +45,7 @@ def test_a_page_holds_what_the_line_says():
   assert "4 GFLOP, at least 2 MB; 25% of the arithmetic ceiling" in page
   assert "200 GFLOP/s, 10.0 GB/s" in page
   assert "Other processes took 20% of the CPU" in page
+  assert "Wanted: 10 times." in page
   assert "slow: 0.5 of the work timed" in page
   assert "`python -m benchmarks.strip`, 3 turns, 2026-01-02" in page
 

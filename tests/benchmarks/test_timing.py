@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import roofline, surroundings, timing
+from benchmarks import environment, roofline, timing
 
 
 def test_ratios_by_hand():
@@ -23,11 +23,11 @@ def test_functions_are_called_in_turns_after_one_call_each():
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that moves only when it is told to."""
+  """A clock that moves only when a function takes its time."""
   now = [0.0]
   monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-  monkeypatch.setattr(surroundings, "describe", lambda: {"benchmark": "x"})
-  monkeypatch.setattr(surroundings, "cpu_seconds", lambda: (0.0, 0.0))
+  monkeypatch.setattr(environment, "describe", lambda: {"benchmark": "x"})
+  monkeypatch.setattr(environment, "cpu_seconds", lambda: (0.0, 0.0))
 
   def takes(seconds):
     def run():
@@ -55,7 +55,7 @@ def test_seconds_are_given_for_an_item_and_for_the_whole_work(clock):
 
 
 def test_a_machine_that_does_not_say_what_others_take(clock, monkeypatch):
-  monkeypatch.setattr(surroundings, "cpu_seconds", lambda: None)
+  monkeypatch.setattr(environment, "cpu_seconds", lambda: None)
   line = timing.measure(timing.Comparison("x", {"a": clock(1.0)}), 1)
   assert "others" not in line
 
@@ -84,18 +84,27 @@ def test_ceilings_are_measured():
   assert got["operations"] > 0 and got["bytes"] > 0
 
 
+def test_a_matrix_fills_the_device(monkeypatch):
+  assert roofline.matrix_side() == 2048
+  monkeypatch.setattr(roofline.jax, "default_backend", lambda: "gpu")
+  assert roofline.matrix_side() == 8192
+
+
 def test_bytes_of_arrays():
   trees = ({"a": np.zeros((2, 3), np.float32)}, [np.zeros(5, np.uint8)])
   assert roofline.size(*trees) == 29
 
 
-def test_what_is_measured_with_names_the_command():
-  got = surroundings.describe()
+def test_environment_names_the_command_and_an_accelerator(monkeypatch):
+  got = environment.describe()
   assert got["versions"].keys() >= {"python", "jax", "numpy"}
   assert got["command"].startswith("python -m")
+  monkeypatch.setattr(timing.jax, "default_backend", lambda: "gpu")
+  kind = timing.jax.devices()[0].device_kind
+  assert environment.describe()["machine"] == f"{kind}; {got['machine']}"
 
 
-def test_what_other_processes_take(monkeypatch):
+def test_share_of_other_processes(monkeypatch):
   monkeypatch.setattr(timing.os, "cpu_count", lambda: 2)
   # 7 CPU seconds in 5 seconds of two cores, 4 of them ours.
   got = timing.others((100.0, 10.0), (107.0, 14.0), 5.0)
@@ -105,7 +114,7 @@ def test_what_other_processes_take(monkeypatch):
 
 
 def test_cpu_time_is_read():
-  got = surroundings.cpu_seconds()
+  got = environment.cpu_seconds()
   if got is None:
     pytest.skip("the machine does not say")
   whole, own = got

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CNN, RESNET
 
-from bdjax.defenses import neural_cleanse as nc
+from bdjax.batching import to_float
+from bdjax.defenses.neural_cleanse import searches
+from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 from benchmarks import (
   cban_step,
   neural_cleanse,
@@ -19,6 +20,7 @@ from benchmarks import (
   training_step,
 )
 
+CNN, RESNET = script.TINY_CASES["cnn"], script.TINY_CASES["resnet18"]
 CASES = pytest.mark.parametrize("case", [CNN, RESNET], ids=lambda c: c.model)
 
 
@@ -26,11 +28,11 @@ CASES = pytest.mark.parametrize("case", [CNN, RESNET], ids=lambda c: c.model)
 def torch():
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    found = pytest.importorskip("torch", minversion="2.6")
+    torch = pytest.importorskip("torch", minversion="2.6")
     peers.load("device")
   # Threads that wait for a busy machine take longer than the little work.
-  found.set_num_threads(1)
-  return found
+  torch.set_num_threads(1)
+  return torch
 
 
 def _net(case):
@@ -41,8 +43,8 @@ def _net(case):
 @CASES
 def test_networks(case, torch):
   model, weights = script.network(case)
-  floats = script.images(6, case).astype(jnp.float32) / 255.0
-  logits, _ = model.apply(*weights, floats, False)
+  floats = to_float(script.images(6, case))
+  logits, _ = model.apply(*weights, floats)
   net = _net(case).eval()
   with torch.no_grad():
     got = net(torch.from_numpy(np.array(floats)).permute(0, 3, 1, 2))
@@ -68,9 +70,9 @@ def test_training(case, last):
 def test_strip(case):
   # The pool has as many images as are drawn, so all draw the same.
   images, pool = script.images(5, case), script.images(7, case)
-  wanted = strip.ours(case, images, pool, 7)()
+  expected = strip.ours(case, images, pool, 7)()
   run = peers.load("strip").entropies(_net(case), images, pool, 7)
-  np.testing.assert_allclose(run(), wanted, rtol=1e-4)
+  np.testing.assert_allclose(run(), expected, rtol=1e-4)
 
 
 def test_strip_of_art_runs():
@@ -84,48 +86,47 @@ def test_strip_of_art_runs():
 def test_neural_cleanse(case):
   # One update a step with all images: the order of the images is all that
   # differs. A threshold that is met soon, so that the cost is set.
-  settings = nc.Settings(
+  settings = SearchSettings(
     steps=8, updates=1, batch_size=4, asr_threshold=0.25, init_cost=0.1
   )
   images = script.images(4, case)
-  start = nc.init(script.KEY, 3, case.shape).variables
+  variables = searches.init(script.KEY, 3, case.shape).variables
   run = peers.load("neural_cleanse").searches(
-    _net(case), images, start, settings
+    _net(case), images, variables, settings
   )
   masks = np.stack([mask.numpy()[0] for mask in run()])
   state = neural_cleanse.ours(case, settings, images, 3)()
   assert np.any(state.schedule.cost > 0)
-  wanted = np.asarray(jnp.tanh(state.variables.mask[..., 0]) + 1) / 2
-  np.testing.assert_allclose(masks, wanted, atol=1e-3)
+  expected = np.asarray(jnp.tanh(state.variables.mask[..., 0]) + 1) / 2
+  np.testing.assert_allclose(masks, expected, atol=1e-3)
 
 
 @CASES
 def test_pruning_curve(case):
-  subject = pruning_curve.Subject(case, 20, 8)
-  clean, triggered = pruning_curve.ours(subject)()
+  task = pruning_curve.PruningTask(case, 20, 8)
+  clean, triggered = pruning_curve.ours(task)()
   peer = peers.load("pruning")
-  points = peer.point_by_point(_net(case), subject, subject.masks)()
+  points = peer.point_by_point(_net(case), task, task.masks)()
   np.testing.assert_allclose(clean, [p[0] for p in points], atol=1e-6)
   np.testing.assert_allclose(triggered, [p[1] for p in points], atol=1e-6)
-  features = pruning_curve.cached(subject, 20)
-  wanted = pruning_curve.ours_cached(subject, features, subject.labels, 10)()
-  got = peer.heads(_net(case), features, subject.labels, subject.masks)()
-  np.testing.assert_allclose(got, wanted, atol=1e-6)
+  features = pruning_curve.cached(task, 20)
+  expected = pruning_curve.ours_cached(task, features, task.labels, 10)()
+  got = peer.heads(_net(case), features, task.labels, task.masks)()
+  np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_both_placements_of_a_trigger_are_the_same_but_for_the_place(torch):
   cban = peers.load("cban")
   images = torch.zeros(64, 3, 12, 12)
   patches = torch.rand(64, 3, 5, 5)
-  seen = []
+  corners = []
   for place in (cban._place_one_by_one, cban._place_by_index):
-    out = place(images, patches)
-    kept = [x[x > 0] for x in out]
-    for x, patch in zip(kept, patches, strict=True):
-      assert torch.equal(x, patch.flatten())
-    seen.append({tuple((x > 0).nonzero()[0].tolist()) for x in out})
+    stamped = place(images, patches)
+    for x, patch in zip(stamped, patches, strict=True):
+      assert torch.equal(x[x > 0], patch.flatten())
+    corners.append({tuple((x > 0).nonzero()[0].tolist()) for x in stamped})
   # Of the 64 places most are met by both.
-  assert all(len(places) > 30 for places in seen)
+  assert all(len(places) > 30 for places in corners)
 
 
 def test_cban_steps_train(torch):
