@@ -46,3 +46,16 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+# The fields of a NamedTuple are described under Attributes, with their shapes.
+napoleon_attr_annotations = False
+
+
+def skip_field(app, what, name, member, skip, options):
+  """Leave out the entries "Alias for field number 0" of a NamedTuple."""
+  del app, what, name, options
+  return True if type(member).__name__ == "_tuplegetter" else skip
+
+
+def setup(app):
+  """Connect the handler above; called by Sphinx."""
+  app.connect("autodoc-skip-member", skip_field)
