@@ -1,6 +1,6 @@
 """Backdoors a classifier of digits with BadNets, and detects it with STRIP.
 
-python examples/backdoor_in_one_page.py
+python -m examples.backdoor_in_one_page
 
 Half a minute on two CPU cores. Prints
   clean accuracy 97.8%, attack success rate 100.0%
