@@ -27,8 +27,8 @@ def print_run(results: dict[str, Any], directory: pathlib.Path) -> None:
     # Zero is added so that nothing is not printed as minus nothing.
     cost = round(-100 * results["difference"]["mean"], 2) + 0.0
     console.print(f"  cost in clean accuracy: {cost:.2f} points")
-  if config["attack"] and "poison" in config:
-    console.print(f"  poisoned: {_poisoned(results)}")
+  if config["attack"] and "settings" not in results:
+    console.print(f"  poisoned: {_poisoned(results)}", soft_wrap=True)
   console.print(f"  {directory}", soft_wrap=True)
 
 

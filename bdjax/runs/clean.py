@@ -60,7 +60,7 @@ def benchmark(config: RunConfig, runs: pathlib.Path) -> Score | None:
   directory = find_clean_run(config, runs)
   if directory is None:
     logger.info(
-      "no clean run to compare with: `%s` trains one", command(config)
+      "no clean run to compare with: `%s` trains one", command(config, runs)
     )
     return None
   return Score(**read_results(directory)["measured"]["clean_accuracy"])
@@ -96,16 +96,17 @@ def _config_of(directory: pathlib.Path) -> dict[str, Any] | None:
   return config if isinstance(config, dict) else None
 
 
-def command(config: RunConfig) -> str:
-  """Return the command that trains the clean run."""
+def command(config: RunConfig, runs: pathlib.Path) -> str:
+  """Return the command that trains the clean run where it is looked for."""
   default = resolve(RunConfig(dataset=config.dataset))
   flags = []
   for field in dataclasses.fields(RunConfig):
     if field.name == "dataset" or "help" not in field.metadata:
       continue
     value = getattr(config, field.name)
-    in_run = field.metadata["free"] and field.name != "runs_dir"
-    if not in_run and value != getattr(default, field.name):
+    if not field.metadata["free"] and value != getattr(default, field.name):
       flags.append(f"--{field.name}={value}")
+  if str(runs) != default.runs_dir:
+    flags.append(f"--runs_dir={runs}")
   dataset = f"--dataset={config.dataset}"
   return " ".join(["python -m experiments.clean", dataset, *flags])

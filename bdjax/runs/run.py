@@ -220,9 +220,9 @@ def _clean_network(config, runs):
 
   directory = clean.find_clean_run(config, runs)
   if directory is None:
+    command = clean.command(config, runs)
     raise UserError(
-      f"clean_run must be given for {config.attack}: `{clean.command(config)}` "
-      "trains one"
+      f"clean_run must be given for {config.attack}: `{command}` trains one"
     )
   defender = load_run(directory).defender
   return defender.model, defender.weights
