@@ -8,7 +8,7 @@ import pytest
 
 from bdjax import runs as runs_lib
 from bdjax.attacks import ATTACKS
-from bdjax.runs import RunConfig
+from bdjax.runs import RunConfig, figures
 from bdjax.runs.config import fields
 
 
@@ -60,6 +60,14 @@ def trained(tmp_path_factory):
 def copied(trained, tmp_path):
   """A copy of `trained` that a test may write to."""
   return pathlib.Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def cheap(request, monkeypatch):
+  """Leave figures out where a test does not look at them: half of a run."""
+  if "figures" not in request.keywords:
+    monkeypatch.setattr(figures, "draw_run", lambda *args: None)
+    monkeypatch.setattr(figures, "draw_defense", lambda *args: None)
 
 
 def replace_settings(config, **kwargs):

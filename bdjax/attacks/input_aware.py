@@ -19,6 +19,7 @@ from bdjax.attacks.patches import Trigger, stamp
 from bdjax.attacks.settings import AttackSettings, targets_and_sources
 from bdjax.batching import to_float
 from bdjax.errors import UserError
+from bdjax.models.base import ImageNetwork
 from bdjax.models.encoder_decoder import encoder_decoder
 
 _BETAS = {"b1": 0.5, "b2": 0.9}
@@ -57,20 +58,38 @@ class InputAwareSettings(AttackSettings):
 
 
 class _Networks(NamedTuple):
-  """Pattern generator and mask network, and what they make of images."""
+  """Pattern generator and mask network, and what they make of images.
 
-  pattern: object
-  mask: object
+  Their variables: params are the generator's; the state holds its batch
+  statistics, `pattern`, and the mask network's weights, `mask`.
+  """
 
-  def patterns(self, params, batch_stats, images, train=False):
-    out, stats = self.pattern.apply(params, batch_stats, images, train=train)
-    return 0.5 + jnp.tanh(out) / 2, stats
+  pattern: ImageNetwork
+  mask: ImageNetwork
+
+  def init(self, key: jax.Array) -> TriggerVariables:
+    """Initialise both networks."""
+    pattern_key, mask_key = jax.random.split(key)
+    params, batch_stats = self.pattern.init(pattern_key)
+    state = {"pattern": batch_stats, "mask": self.mask.init(mask_key)}
+    return TriggerVariables(params, state)
 
   def masks(self, params, batch_stats, images, train=False):
+    """Return masks in [0,1] and the next batch statistics."""
     out, stats = self.mask.apply(params, batch_stats, images, train=train)
     soft = 0.5 + jnp.tanh(out) / 2
     # The authors' threshold, a steep sigmoid around a half.
     return 0.5 + jnp.tanh(20 * soft - 10) / (2 + 1e-7), stats
+
+  def triggers(self, variables, images, train=False):
+    """Return the triggers of images and the next state."""
+    params, state = variables
+    out, stats = self.pattern.apply(
+      params, state["pattern"], images, train=train
+    )
+    pattern = 0.5 + jnp.tanh(out) / 2
+    trigger = Trigger(self.masks(*state["mask"], images)[0], pattern)
+    return trigger, {**state, "pattern": stats}
 
 
 def _rms(difference):
@@ -137,17 +156,9 @@ def input_aware(
     encoder_decoder(image_shape, 1, widths),
   )
 
-  def init(key):
-    pattern_key, mask_key = jax.random.split(key)
-    params, batch_stats = nets.pattern.init(pattern_key)
-    state = {"pattern": batch_stats, "mask": nets.mask.init(mask_key)}
-    return TriggerVariables(params, state)
-
   def draw_trigger(variables, key, images, index):
     del key, index
-    params, state = variables
-    pattern, _ = nets.patterns(params, state["pattern"], images)
-    return Trigger(nets.masks(*state["mask"], images)[0], pattern)
+    return nets.triggers(variables, images)[0]
 
   def apply(variables, key, images, index):
     return stamp(draw_trigger(variables, key, images, index), images)
@@ -156,21 +167,35 @@ def input_aware(
     partners = jnp.roll(images, 1, 0)
     return stamp(draw_trigger(variables, key, partners, index), images)
 
+  return Attack(
+    targets=jnp.asarray(targets, jnp.int32),
+    apply=apply,
+    init=nets.init,
+    sources=sources,
+    cover=cover,
+    cover_rate=settings.cover_rate,
+    joint=_joint(nets, settings),
+    optimizer=lambda steps: optax.adam(
+      settings.generator_learning_rate, **_BETAS
+    ),
+    prepare=_mask_stage(nets, settings),
+    draw_trigger=draw_trigger,
+  )
+
+
+def _joint(nets, settings):
+  """Return `Attack.joint`: own triggers, crossed ones, and their diversity."""
+
   def joint(variables, key, images, index, rows, cover_rows, classify):
     del index, classify
-    params, state = variables
     shift = jax.random.randint(key, (), 1, images.shape[0])
     own, crossed = images[rows], images[cover_rows]
     partners = images[(cover_rows + shift) % images.shape[0]]
     seen = jnp.concatenate([own, partners])
-    pattern, stats = nets.patterns(params, state["pattern"], seen, train=True)
-    trigger = Trigger(nets.masks(*state["mask"], seen)[0], pattern)
-    num = len(rows)
-    first, second = (
-      jax.tree.map(lambda x: x[:num], trigger),
-      jax.tree.map(lambda x: x[num:], trigger),
-    )
-    pairs = min(num, len(cover_rows))
+    triggers, state = nets.triggers(variables, seen, train=True)
+    num, pairs = len(rows), min(len(rows), len(cover_rows))
+    first = jax.tree.map(lambda x: x[:num], triggers)
+    second = jax.tree.map(lambda x: x[num:], triggers)
     loss = jnp.zeros(())
     if pairs:
       loss = settings.diversity_weight * diversity_loss(
@@ -179,23 +204,9 @@ def input_aware(
         first.pattern[:pairs],
         second.pattern[:pairs],
       )
-    state = {**state, "pattern": stats}
     return JointPoison(stamp(first, own), stamp(second, crossed), state, loss)
 
-  return Attack(
-    targets=jnp.asarray(targets, jnp.int32),
-    apply=apply,
-    init=init,
-    sources=sources,
-    cover=cover,
-    cover_rate=settings.cover_rate,
-    joint=joint,
-    optimizer=lambda steps: optax.adam(
-      settings.generator_learning_rate, **_BETAS
-    ),
-    prepare=_mask_stage(nets, settings),
-    draw_trigger=draw_trigger,
-  )
+  return joint
 
 
 def _mask_stage(nets, settings, batch_size=128):

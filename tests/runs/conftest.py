@@ -1,3 +1,3 @@
-from tiny_runs import copied, tiny, trained
+from tiny_runs import cheap, copied, tiny, trained
 
-__all__ = ["copied", "tiny", "trained"]
+__all__ = ["cheap", "copied", "tiny", "trained"]

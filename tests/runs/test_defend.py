@@ -36,6 +36,7 @@ def _read(path):
   return json.loads((path / "results.json").read_text())
 
 
+@pytest.mark.figures
 def test_a_defense_leaves_everything_behind(copied):
   path = copied / "badnets-digits-seeds" / "seed-1"
   before = sorted(p.name for p in path.iterdir())

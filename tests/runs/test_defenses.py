@@ -32,6 +32,7 @@ def _figures(path, defense):
   return {figure.stem for figure in folder.iterdir()}
 
 
+@pytest.mark.figures
 def test_pruning(path):
   results = _defend("pruning", path)
   details, measured = results["details"], results["measured"]
@@ -68,6 +69,7 @@ def test_goodnet_answers_where_both_agree(path):
   assert measured["clean_accuracy_at_0.1"]["mean"] <= covered
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
   "name, names",
   [
@@ -136,6 +138,7 @@ def test_resumes_where_it_was_stopped(
   assert results["measured"] == expected["measured"]
 
 
+@pytest.mark.figures
 def test_neural_cleanse_keeps_its_triggers(path):
   results = _defend(
     "neural_cleanse", path, **SEARCH, unlearn_epochs=1, threshold=0.1

@@ -23,6 +23,7 @@ def _read(config, name="results.json"):
   return json.loads((resolve(config).directory / name).read_text())
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
   "attack, kwargs, targets",
   [
