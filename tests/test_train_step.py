@@ -63,11 +63,19 @@ def test_first_step_by_hand():
   np.testing.assert_allclose(new["kernel"], kernel, rtol=1e-4, atol=1e-6)
 
 
-def _step(transform, **kwargs):
+def _metrics(transform, **kwargs):
+  """Return a step's metrics; no gradient is computed."""
   model, _, optimizers = make_parts()
-  return jax.jit(
-    training.make_train_step(model, optimizers, transform, **kwargs)
-  )
+  create = setup()[2]
+
+  @jax.jit
+  def run(carry, weight):
+    step = training.make_train_step(
+      model, optimizers, transform, backdoor_weight=weight, **kwargs
+    )
+    return step(carry, KEY, BATCH)[1]
+
+  return lambda weight=1.0: jax.device_get(run(create(), weight))
 
 
 def _with_roles(key, batch):
@@ -75,53 +83,38 @@ def _with_roles(key, batch):
   return batch._replace(roles=ROLES)
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
-def test_loss_and_counts_of_each_role_by_hand(weight):
-  _, _, create, *_ = setup()
-  step = _step(training.plain(_with_roles), backdoor_weight=weight)
-  logits = _forward(create(), BATCH.images)
+def test_loss_and_counts_of_each_role_by_hand():
+  logits = _forward(setup()[2](), BATCH.images)
   labels, roles = np.asarray(BATCH.labels), np.asarray(ROLES)
-  _, metrics = step(create(), KEY, BATCH)
   losses = -_log_softmax(logits)[np.arange(16), labels]
-  # Covers are weighed like clean images; all over the batch size.
-  losses *= np.where(roles == POISONED, weight, 1.0)
-  assert float(metrics["loss"]) == pytest.approx(losses.mean(), rel=1e-5)
   correct = logits.argmax(1) == labels
-  for name, role in (("clean", 0), ("poisoned", 1), ("cover", 2)):
-    assert int(metrics[name]) == (roles == role).sum()
-    assert int(metrics[f"{name}_correct"]) == correct[roles == role].sum()
-  assert set(metrics) == {
-    "loss", "clean", "clean_correct", "poisoned", "poisoned_correct",
-    "cover", "cover_correct",
-  }  # fmt: skip
+  run = _metrics(training.plain(_with_roles))
+  for weight in (0.0, 1.0, 3.0):
+    metrics = run(weight)
+    # Covers are weighed like clean images; all over the batch size.
+    weighed = losses * np.where(roles == POISONED, weight, 1.0)
+    assert metrics["loss"] == pytest.approx(weighed.mean(), rel=1e-5)
+    for name, role in (("clean", 0), ("poisoned", 1), ("cover", 2)):
+      assert metrics[name] == (roles == role).sum()
+      assert metrics[f"{name}_correct"] == correct[roles == role].sum()
+    assert set(metrics) == {
+      "loss", "clean", "clean_correct", "poisoned", "poisoned_correct",
+      "cover", "cover_correct",
+    }  # fmt: skip
 
 
 def test_label_smoothing_by_hand():
-  _, _, create, *_ = setup()
-  log_p = _log_softmax(_forward(create(), BATCH.images))
+  log_p = _log_softmax(_forward(setup()[2](), BATCH.images))
   target = 0.8 * np.eye(2)[np.asarray(BATCH.labels)] + 0.1
-  _, metrics = _step(training.plain(), label_smoothing=0.2)(
-    create(), KEY, BATCH
-  )
+  metrics = _metrics(training.plain(), label_smoothing=0.2)()
   expected = -(target * log_p).sum(1).mean()
-  assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+  assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_weight_of_the_poisoned_loss():
-  model, attack, optimizers = make_parts()
-  _, _, create, *_ = setup()
-
-  @jax.jit
-  def loss(weight, carry):
-    step = training.make_train_step(
-      model,
-      optimizers,
-      training.poisoning(attack, None, 0.5),
-      backdoor_weight=weight,
-    )
-    return step(carry, KEY, BATCH)[1]["loss"]
-
-  clean, plain, triple = (float(loss(w, create())) for w in (0.0, 1.0, 3.0))
+  _, attack, _ = make_parts()
+  run = _metrics(training.poisoning(attack, None, 0.5))
+  clean, plain, triple = (run(weight)["loss"] for weight in (0.0, 1.0, 3.0))
   assert triple - clean == pytest.approx(3 * (plain - clean), rel=1e-4)
 
 
@@ -134,12 +127,12 @@ def test_an_attack_s_loss_is_added_and_leaves_the_batches_alone():
     seen.append((set(variables.params), images.shape))
     return jnp.float32(2.5)
 
-  added = _step(training.poisoning(attack, None, 0.5), attack_loss=attack_loss)
+  transform = training.poisoning(attack, None, 0.5)
   _, expected = step(create(), KEY, BATCH)
-  _, got = added(create(), KEY, BATCH)
-  assert float(got["loss"] - expected["loss"]) == pytest.approx(2.5, rel=1e-5)
-  assert int(got["poisoned"]) == int(expected["poisoned"]) > 0
-  assert int(got["poisoned_correct"]) == int(expected["poisoned_correct"])
+  got = _metrics(transform, attack_loss=attack_loss)()
+  assert got["loss"] - float(expected["loss"]) == pytest.approx(2.5, rel=1e-5)
+  assert got["poisoned"] == int(expected["poisoned"]) > 0
+  assert got["poisoned_correct"] == int(expected["poisoned_correct"])
   params = set(create().generator.params)
   assert seen[0] == (params, (16, *SHAPE)) and params
 
@@ -158,20 +151,24 @@ def test_a_joint_attack_s_loss_trains_its_generator_and_not_the_classifier():
   attack = Attack(jnp.array([0]), lambda *args: args[2], joint=_joint)
   variables = TriggerVariables({"dark": jnp.float32(1)}, {"steps": 0})
   weights = Weights(*jax.jit(model.init)(KEY))
-  after = []
-  for weight in (0.0, 1.0):
 
-    def joint(*args, weight=weight):
+  @jax.jit
+  def run(carry, weight):
+    def joint(*args):
       out = _joint(*args)
       return out._replace(loss=weight * out.loss)
 
     # backdoor_weight 0: the poisoned rows alone would train nothing.
-    step = _step(
-      training.poisoning(attack._replace(joint=joint), None, 0.5),
-      backdoor_weight=0.0,
+    transform = training.poisoning(attack._replace(joint=joint), None, 0.5)
+    step = training.make_train_step(
+      model, optimizers, transform, backdoor_weight=0.0
     )
+    return step(carry, KEY, BATCH)
+
+  after = []
+  for weight in (0.0, 1.0):
     carry = training.init_carry(optimizers, weights, variables)
-    carry, metrics = step(carry, KEY, BATCH)
+    carry, metrics = run(carry, weight)
     assert carry.generator.batch_stats == {"steps": 1}
     after.append((carry, float(metrics["loss"])))
   (without, loss), (added, more) = after
@@ -183,34 +180,39 @@ def test_a_joint_attack_s_loss_trains_its_generator_and_not_the_classifier():
   assert float(added.generator.params["dark"]) != 1.0
 
 
-def test_a_batch_is_augmented_and_then_poisoned():
-  _, attack, _ = make_parts()
-  variables = jax.jit(attack.init)(KEY)
+def _paint(variables, key, images, index):
+  """Paint images in a random gray, as `Attack.apply`."""
+  del variables, index
+  return jnp.zeros_like(images) + jax.random.uniform(key)
 
+
+PAINT = Attack(jnp.array([0]), _paint)
+
+
+def test_a_batch_is_augmented_and_then_poisoned():
   def augment(key, batch):
     noise = jax.random.uniform(key, batch.images.shape)
     return batch._replace(images=(batch.images + noise) / 2)
 
-  transform = training.poisoning(attack, augment, 0.9)
-  got = jax.jit(transform, static_argnums=3)(variables, KEY, BATCH, None)
-
-  @jax.jit
-  def expected(variables, batch):
-    batch = augment(jax.random.fold_in(KEY, 0), batch)
-    key = jax.random.fold_in(KEY, 1)
-    return poison_batch(attack, variables, key, batch, 0.9)
-
-  want = expected(variables, BATCH)
-  for left, right in zip(got.batch, want.batch, strict=True):
-    np.testing.assert_allclose(left, right, atol=1e-6)
-  assert (got.batch.roles == POISONED).any()
+  variables = TriggerVariables({}, {})
+  transform = training.poisoning(PAINT, augment, 0.9)
+  got = transform(variables, KEY, BATCH, None).batch
+  batch = augment(jax.random.fold_in(KEY, 0), BATCH)
+  key = jax.random.fold_in(KEY, 1)
+  expected = poison_batch(PAINT, variables, key, batch, 0.9).batch
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  assert (got.roles == POISONED).any()
+  # Alone, it has the first of both keys.
+  got = training.poisoning(PAINT, None, 0.9)(variables, KEY, BATCH, None).batch
+  key = jax.random.fold_in(KEY, 0)
+  expected = poison_batch(PAINT, variables, key, BATCH, 0.9).batch
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_rate_and_targets_may_be_a_step_s_setting():
-  _, attack, _ = make_parts()
-  variables = jax.jit(attack.init)(KEY)
-  run = jax.jit(training.poisoning(attack), static_argnums=3)
-  none = run(variables, KEY, BATCH, None, jnp.float32(0), attack.targets)
+  variables = TriggerVariables({}, {})
+  run = jax.jit(training.poisoning(PAINT), static_argnums=3)
+  none = run(variables, KEY, BATCH, None, jnp.float32(0), PAINT.targets)
   assert not none.batch.roles.any()
   one = run(variables, KEY, BATCH, None, jnp.float32(1), jnp.array([1]))
   assert (one.batch.labels == 1).all()

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_generators import small_networks
 
 from bdjax.attacks import ATTACKS, Attack, AttackMethod, TriggerVariables
 from bdjax.attacks.poisoning import poison_batch
@@ -101,7 +102,8 @@ def make(name, dataset="digits", **changes) -> Attack:
   """Make a small attack for images of `SHAPE` and four classes."""
   method = METHODS[name]
   settings = method.settings(**SMALL.get(name, {}) | changes).filled(dataset)
-  return method.make(settings, SHAPE, CLASSES)
+  with small_networks():
+    return method.make(settings, SHAPE, CLASSES)
 
 
 def clean_batch(count=64) -> Batch:

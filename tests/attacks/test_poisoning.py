@@ -41,9 +41,8 @@ WHITE = Attack(jnp.array([2]), _gray(1.0))
 
 
 @pytest.mark.parametrize("name", PATCHES)
-@pytest.mark.parametrize("labels", ["2", "all", "3,1"])
-def test_a_patch_covers_its_own_pixels_and_nothing_else(name, labels):
-  attack = make(name, target_labels=labels, trigger_size=2)
+def test_a_patch_covers_its_own_pixels_and_nothing_else(name):
+  attack = make(name, target_labels="3,1", trigger_size=2)
   batch = clean_batch()
   out = compile_poison(attack)(init(attack), KEY, batch, 0.5).batch
   poisoned = out.roles == POISONED
