@@ -26,6 +26,8 @@ from benchmarks import (
 )
 from benchmarks.plain import networks as plain
 
+pytestmark = pytest.mark.slow
+
 KEY = script.KEY
 CNN, RESNET = script.TINY_CASES["cnn"], script.TINY_CASES["resnet18"]
 OPTIONS = script.Options(("cnn",), repeats=1, tiny=True)

@@ -56,6 +56,7 @@ def _direct(model, weights, images, order):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_recurrence_equals_a_head_of_masked_features(name, chunk_size):

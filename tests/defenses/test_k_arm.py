@@ -195,6 +195,7 @@ def whole():
   return jax.device_get(call(weights, KEY, images, targets, state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2])
 def test_an_arm_does_what_neural_cleanse_does(whole, width):
   """Whatever the order in which arms had their rounds."""

@@ -102,6 +102,7 @@ def test_the_same_key_gives_the_same_bits(results):
   assert (neural_cleanse(other, SETTINGS)[0].sizes != results[0].sizes).any()
 
 
+@pytest.mark.slow
 def test_resumed_equals_unbroken(results, tmp_path, monkeypatch):
   def interrupted(items, unit):
     yield from list(items)[:3]
@@ -118,6 +119,7 @@ def test_resumed_equals_unbroken(results, tmp_path, monkeypatch):
   _same(results, neural_cleanse(DEFENDER, SETTINGS, tmp_path))
 
 
+@pytest.mark.slow
 def test_restarts_and_no_suspects():
   settings = dataclasses.replace(SETTINGS, restarts=2, steps=30, threshold=1e6)
   verdict, before, unlearned = neural_cleanse(DEFENDER, settings)

@@ -8,6 +8,7 @@ from bdjax.defenses.neural_cleanse import schedule as cost_schedule
 from bdjax.defenses.neural_cleanse.schedule import SearchSettings
 
 
+@pytest.mark.slow
 def test_schedule_equals_authors_loop():
   settings = SearchSettings(patience=3, early_stop_patience=4)
   rng = np.random.default_rng(0)

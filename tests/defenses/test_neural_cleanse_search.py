@@ -19,6 +19,7 @@ def _init(num):
   return jax.jit(lambda key: searches.init(key, num, SHAPE))(KEY)
 
 
+@pytest.mark.slow
 def test_equals_reference_step_for_step():
   model = models.get("cnn", image_shape=SHAPE, num_classes=3, width=4)
   weights = Weights(*jax.jit(model.init)(KEY))

@@ -74,6 +74,7 @@ def _assert_close(a, b):
   )
 
 
+@pytest.mark.slow
 def test_finds_the_backdoor(found):
   result = searches.finish(found)
   assert result.reached.tolist() == [True] * 6 + [False]
@@ -133,6 +134,7 @@ def test_vectorised_equals_one_at_a_time(early, kind):
   _assert_close(early, _search(20, kind))
 
 
+@pytest.mark.slow
 def test_restarts_are_more_searches(early):
   first = _init(7)
   second = _init(7, 6)

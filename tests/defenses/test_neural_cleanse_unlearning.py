@@ -3,6 +3,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bdjax import models, sharding
 from bdjax.attacks.patches import Trigger, stamp
@@ -57,6 +58,7 @@ def test_each_of_several_triggers_is_drawn():
   assert abs(counts - 200).max() < 50
 
 
+@pytest.mark.slow
 def test_unlearning_is_tuning_on_stamped_images_with_their_labels():
   model = models.get("cnn", image_shape=SHAPE, num_classes=2, width=8)
   weights = Weights(*jax.jit(model.init)(KEY))

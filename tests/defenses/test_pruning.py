@@ -103,6 +103,7 @@ def test_all_prefixes_at_once_equal_a_loop_of_masked_models(layer):
   _check_against_a_loop(got, model, weights, layer, order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer, again", [("blocks.7", 0), ("blocks.6", 2)])
 def test_the_trunk_runs_once_for_all_prefixes(layer, again):
   """Convolutions counted in the compiled program; the loop is a `while`."""
@@ -120,6 +121,7 @@ def test_the_trunk_runs_once_for_all_prefixes(layer, again):
   _check_against_a_loop(got, model, weights, layer, order)
 
 
+@pytest.mark.slow
 def test_prefixes_of_many_networks_equal_a_loop():
   model, weights, order = _prefixes("cnn", "conv_2")
   both = jax.tree.map(lambda x: jnp.stack([x, 0.5 * x]), weights)

@@ -55,6 +55,7 @@ def result():
   return _scan()
 
 
+@pytest.mark.slow
 def test_rows(result):
   rows, steps = result.details["classes"], result.measured["steps"]
   assert rows is result.judged.rows

@@ -101,6 +101,7 @@ def csaw():
   return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sunglasses", "anonymous_1"])
 def test_the_target_has_the_smallest_mask_after_its_warmup(csaw, name):
   """Real networks, whose target is 0, and five other classes."""

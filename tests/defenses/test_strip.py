@@ -170,6 +170,7 @@ def test_one_calibration_image_is_too_few_for_a_normal_fit():
     strip.threshold(np.array([1.0]), 0.1)
 
 
+@pytest.mark.slow
 def test_detector_rejects_below_the_threshold_and_keeps_the_labels(network):
   model, weights = network
   values = strip.entropies(model, 9)((weights, POOL), KEY, IMAGES)

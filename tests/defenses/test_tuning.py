@@ -38,6 +38,7 @@ def _same(left, right):
   jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 def test_one_step_by_hand():
   # One batch of all images; Nesterov's first step is 1 + momentum gradients.
   model, weights = _network()
@@ -81,6 +82,7 @@ def test_every_image_is_seen_once_an_epoch():
   assert (epochs[0] != epochs[1]).any()
 
 
+@pytest.mark.slow
 def test_pruned_weights_stay_exactly_zero():
   # Momentum and weight decay are on: neither moves them.
   _, weights = _network()
@@ -130,6 +132,7 @@ def test_pruned_channels_stay_pruned():
   assert (old["hidden"]["kernel"] != new["hidden"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_batch_statistics_move_on_to_the_defenders_data():
   model, weights = _network("minivgg")
   tune = tuning.compile_tuning(model, 64, MESH, epochs=1, learning_rate=0.0)
@@ -147,6 +150,7 @@ def test_batch_statistics_move_on_to_the_defenders_data():
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_population_equals_a_loop():
   _, weights = _network()
   keys = jax.random.split(KEY, 2)

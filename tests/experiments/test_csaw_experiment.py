@@ -23,6 +23,8 @@ from bdjax.runs.classify_images import ClassifyConfig, classify_images
 from bdjax.runs.csaw_defenses import CsawConfig, defend_network
 from experiments import csaw as script
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 NETWORK = "multi_trigger_multi_target"
 IMAGES = 24  # a set

@@ -22,6 +22,8 @@ from bdjax.runs.load import load_run
 from bdjax.runs.poison import LEFT_OUT, PoisonConfig, export_poisoned
 from experiments import poison as script
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -19,6 +19,8 @@ from bdjax.runs.pruning_aware import PruningAwareConfig, pruning_aware_run
 from bdjax.runs.signals import Stopped
 from experiments import pruning_aware as script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):

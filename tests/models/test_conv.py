@@ -271,6 +271,7 @@ def test_winograd_equals_lax_in_value_and_gradient(size, padding, batch, seed):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_many_channels_go_by_winograd_and_equal_lax():
   x, kernel = _normal(0, (48, 8, 8, 64), (3, 3, 64, 128))
   padding = ((1, 1), (1, 1))

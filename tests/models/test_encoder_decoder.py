@@ -71,6 +71,7 @@ def test_training_uses_and_updates_batch_statistics(small):
   assert float(outputs.min()) < -1
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(small):
   network, (params, batch_stats), _ = small
   images = _uniform(4, 9, 7, 3)
@@ -85,6 +86,7 @@ def test_gradients_reach_every_parameter(small):
     assert np.isfinite(leaf).all() and (leaf != 0).any()
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_equals_a_loop(small):
   network, _, apply = small
   images = _uniform(2, 9, 7, 3)

@@ -48,6 +48,7 @@ def test_parameter_count(name, kwargs, parameters):
   assert models.count_parameters(models.get(name, **kwargs)) == parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANY_SIZE)
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 11, 3), (33, 32, 3)])
 def test_any_size_and_head_of_features_is_apply(name, shape):
@@ -106,6 +107,7 @@ def test_normalises_inside():
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_vmap_over_parameters_equals_a_loop():
   model = models.get("resnet18", image_shape=(8, 8, 3), num_classes=3, width=4)
   keys = jax.random.split(jax.random.key(0), 2)
@@ -118,6 +120,7 @@ def test_vmap_over_parameters_equals_a_loop():
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
   model = models.get(
     "resnet18",
@@ -183,6 +186,7 @@ def test_layers_and_their_channels(name, last):
   assert list(found)[-1] == list(last)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANY_SIZE)
 def test_a_tap_sees_and_replaces_the_features(name):
   model = models.get(name, image_shape=(8, 8, 1), num_classes=3, width=4)

@@ -40,6 +40,7 @@ def _logged(caplog):
   return [r.getMessage() for r in caplog.records if "pretrained" in r.name]
 
 
+@pytest.mark.slow
 def test_model_classes_and_width_are_those_of_the_file(resnet, caplog):
   caplog.set_level(logging.INFO)
   model, weights, path = resnet
@@ -65,6 +66,7 @@ def test_a_model_is_identified_by_its_layers(tmp_path, name):
   jax.tree.map(np.testing.assert_array_equal, network.weights, weights)
 
 
+@pytest.mark.slow
 def test_the_range_of_pixels_is_the_one_that_fits_the_labels(resnet, caplog):
   caplog.set_level(logging.INFO)
   _, weights, path = resnet

@@ -102,6 +102,7 @@ def test_a_damaged_config_is_said(tiny, text, words):
     run(tiny("clean"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model(tiny):
   run(tiny("clean"))
   directory = resolve(tiny("clean")).directory
@@ -120,6 +121,7 @@ def test_runs_dir_is_a_file(tiny, tmp_path):
     run(tiny("clean", runs_dir=str(path)))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tiny):
   config = tiny("clean", weight_decay=1e3, epochs=40, checkpoint_seconds=0.0)
   with pytest.raises(

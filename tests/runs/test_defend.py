@@ -55,6 +55,7 @@ def test_a_defense_leaves_everything_behind(copied):
   assert after == sorted([*before, "defenses"])
 
 
+@pytest.mark.slow
 def test_what_passes_a_detector_that_rejects_nothing_is_the_whole_attack(
   copied,
 ):
@@ -70,6 +71,7 @@ def test_what_passes_a_detector_that_rejects_nothing_is_the_whole_attack(
   assert half <= measured["far_at_0.5"]["mean"] < 1.0
 
 
+@pytest.mark.slow
 def test_strip_calibrates_on_as_many_images_as_told(copied):
   path = copied / "clean-digits"
   counts = [
@@ -85,6 +87,7 @@ def test_strip_calibrates_on_as_many_images_as_told(copied):
   assert counts == [7, total - total // 5]
 
 
+@pytest.mark.slow
 def test_finished_is_not_repeated_and_other_settings_are_refused(
   copied, caplog
 ):
@@ -103,6 +106,7 @@ def test_finished_is_not_repeated_and_other_settings_are_refused(
   assert again["config"]["overlays"] == 4
 
 
+@pytest.mark.slow
 def test_a_group_is_defended_run_by_run(copied):
   group = copied / "badnets-digits-seeds"
   results = strip(group)
@@ -117,6 +121,7 @@ def test_a_group_is_defended_run_by_run(copied):
   assert _read(group / "defenses" / "strip") == results
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_elsewhere(copied):
   weights = copied / "clean-digits" / "checkpoints"
   moved = shutil.move(weights, copied / "theirs" / "weights")
@@ -184,6 +189,7 @@ def test_a_defense_that_inspects_the_training_set(copied):
   assert run.training_defender()._fields == ("defender", "images", "labels")
 
 
+@pytest.mark.slow
 def test_a_run_that_poisons_batches_leaves_no_training_set(tiny):
   from bdjax.runs import run as train
   from bdjax.runs.resolve import resolve
@@ -233,6 +239,7 @@ def test_a_run_whose_checkpoints_are_gone(copied):
     strip(copied / "clean-digits")
 
 
+@pytest.mark.slow
 def test_results_of_another_network_are_not_used_for_this_one(copied):
   path = copied / "clean-digits"
   strip(path)

@@ -58,6 +58,7 @@ def test_pruning(path):
   assert _figures(path, "pruning") == {"pruning"}
 
 
+@pytest.mark.slow
 def test_goodnet_answers_where_both_agree(path):
   measured = _defend("goodnet", path, drops="0.1")["measured"]
   alone = _defend("pruning", path)["measured"]
@@ -111,6 +112,7 @@ def _stop_saving_after(monkeypatch, count):
   monkeypatch.setattr(Checkpoints, "save", counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, settings",
   [
@@ -138,6 +140,7 @@ def test_resumes_where_it_was_stopped(
   assert results["measured"] == expected["measured"]
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 def test_neural_cleanse_keeps_its_triggers(path):
   results = _defend(
@@ -156,6 +159,7 @@ def test_neural_cleanse_keeps_its_triggers(path):
   assert _figures(path, "neural_cleanse") == {"triggers", "norms", "rounds"}
 
 
+@pytest.mark.slow
 def test_a_verdict_is_compared_with_clean_runs(copied, path):
   clean_run = copied / "clean-digits"
   kwargs = {**SEARCH, "restarts": 2, "unlearn": False}
@@ -181,6 +185,7 @@ def test_a_verdict_is_compared_with_clean_runs(copied, path):
     run(path)
 
 
+@pytest.mark.slow
 def test_strip_with_fine_pruning(path):
   measured = _defend(
     "strip_fine_pruning",

@@ -54,6 +54,7 @@ def test_a_trace_ends_with_a_training_that_ends_early(calls):
   assert calls == ["there", "stop"]
 
 
+@pytest.mark.slow
 def test_a_traced_training_has_the_same_results(tiny, tmp_path):
   path = tmp_path / "new" / "trace"
   config = {"epochs": 6}
@@ -66,6 +67,7 @@ def test_a_traced_training_has_the_same_results(tiny, tmp_path):
   assert _events(path)
 
 
+@pytest.mark.slow
 def test_a_traced_defense_has_the_same_results(trained, tmp_path):
   member = str(trained / "badnets-digits-seeds" / "seed-0")
   plain, traced = [

@@ -16,6 +16,7 @@ from bdjax.runs.dry_run import describe
 from bdjax.runs.resolve import resolve
 
 SCORES = {"clean_accuracy", "attack_success_rate", "robust_accuracy"}
+SLOW = pytest.mark.slow
 FIGURES = {"examples", "source_target_matrix", "training_curves", "triggers"}
 
 
@@ -23,19 +24,26 @@ def _read(config, name="results.json"):
   return json.loads((resolve(config).directory / name).read_text())
 
 
+REGIONS = {"target_labels": "0,3,5,7", "seed": 3}
+PLACES = {"target_labels": "2,1", "locations": "0:0,0:5;5:5,5:0"}
+CASES = [  # attack, settings, number of targets
+  ("badnets", {"all_to_all": True}, 10),
+  ("blended", {}, 1),
+  ("wanet", {"all_to_all": True}, 10),
+]
+SLOW_CASES = [
+  ("badnets", {"poison": "batch"}, 1),
+  ("random_backdoor", REGIONS, 4),
+  ("ban", PLACES, 2),
+  ("cban", {"target_labels": "4,6", "diversity": 0.0}, 2),
+  ("input_aware", {"mask_epochs": 1}, 1),
+]
+
+
 @pytest.mark.figures
 @pytest.mark.parametrize(
   "attack, kwargs, targets",
-  [
-    ("badnets", {"all_to_all": True}, 10),
-    ("badnets", {"poison": "batch"}, 1),
-    ("random_backdoor", {"target_labels": "0,3,5,7", "seed": 3}, 4),
-    ("ban", {"target_labels": "2,1", "locations": "0:0,0:5;5:5,5:0"}, 2),
-    ("cban", {"target_labels": "4,6", "diversity": 0.0}, 2),
-    ("blended", {}, 1),
-    ("wanet", {"all_to_all": True}, 10),
-    pytest.param("input_aware", {"mask_epochs": 1}, 1, marks=pytest.mark.slow),
-  ],
+  [*CASES, *(pytest.param(*case, marks=SLOW) for case in SLOW_CASES)],
 )
 def test_an_attack_leaves_everything_behind(tiny, attack, kwargs, targets):
   config = tiny(attack, **kwargs)
@@ -90,6 +98,7 @@ def test_realised_poison_rates_are_told(tiny, attack, poison):
     assert share == pytest.approx(0.27, abs=0.03)
 
 
+@pytest.mark.slow
 def test_clean_and_a_finished_run_is_not_repeated(tiny, caplog):
   caplog.set_level(logging.INFO, "bdjax")
   results = run(tiny("clean"))
@@ -121,6 +130,7 @@ def test_the_clean_run_is_found_and_never_trained(tiny, caplog):
   assert after["difference"]["mean"] == pytest.approx(gap)
 
 
+@pytest.mark.slow
 def test_a_clean_run_can_be_named(tiny):
   other = tiny("clean", epochs=1, run_name="other")
   clean = run(other)
@@ -149,6 +159,7 @@ def test_other_files_among_the_runs_are_passed_over(tiny, text):
   assert (runs / "clean-digits" / "results.json").read_text() == text
 
 
+@pytest.mark.slow
 def test_overwriting_keeps_the_configuration_as_long_as_the_weights(
   tiny, monkeypatch
 ):
@@ -178,6 +189,7 @@ def test_the_same_path_with_other_data_is_another_run(tiny, tmp_path):
       run(config)
 
 
+@pytest.mark.slow
 def test_another_trigger_under_the_same_path_is_another_run(tiny, tmp_path):
   path = tmp_path / "trigger.png"
   for value in (255, 100):
@@ -190,6 +202,7 @@ def test_another_trigger_under_the_same_path_is_another_run(tiny, tmp_path):
         run(tiny("badnets", trigger=str(path)))
 
 
+@pytest.mark.slow
 def test_bfloat16(tiny):
   with jax.numpy_dtype_promotion("standard"):  # flax mixes dtypes here
     results = run(tiny("ban", model="minivgg", precision="bfloat16"))
@@ -213,6 +226,7 @@ def _own_data(path):
   return {"dataset": str(path), "batch_size": 16, "trigger_size": 3}
 
 
+@pytest.mark.slow
 def test_the_users_own_data(tiny, tmp_path):
   flags = _own_data(tmp_path / "mine.npz")
   results = run(tiny("ban", model="cnn", epochs=12, **flags))
@@ -221,6 +235,7 @@ def test_the_users_own_data(tiny, tmp_path):
   assert results["measured"]["clean_accuracy"]["mean"] > 0.8
 
 
+@pytest.mark.slow
 def test_airbench_has_a_training_of_its_own(tiny, tmp_path):
   flags = _own_data(tmp_path / "mine.npz") | {"model": "airbench"}
   flags |= {"width": 8, "augment": "crop_alternate", "epochs": 6}

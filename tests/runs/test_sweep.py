@@ -41,6 +41,7 @@ def _assert_equal(member, alone):
     assert first[name] == second[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["ban", "badnets"])
 def test_swept_runs_equal_runs_alone_bit_for_bit(tiny, attack):
   axes = (("poison_rate", (0.1, 0.5)), ("target_labels", ("2", "0")))
@@ -86,6 +87,7 @@ def test_seeds_equal_runs_alone_bit_for_bit(tiny):
   assert group["seeds"] == [4, 5]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_seeds_leaves_everything_behind(tiny):
   config = tiny("badnets", axes=(("trigger_size", (2, 3)),), seeds=2)
   results = run(config)
@@ -105,6 +107,7 @@ def test_a_sweep_over_seeds_leaves_everything_behind(tiny):
     assert min(image.size) > 100
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_what_is_there_and_grows(tiny, caplog):
   caplog.set_level("INFO", "bdjax")
   first = run(tiny("badnets", axes=(("poison_rate", (0.1, 0.3)),)))
@@ -121,6 +124,7 @@ def test_a_sweep_keeps_what_is_there_and_grows(tiny, caplog):
     run(tiny("badnets", axes=axes, run_name=f"{name}-rates"))
 
 
+@pytest.mark.slow
 def test_a_group_is_compared_with_the_clean_runs_of_its_seeds(tiny):
   run(tiny("clean", seeds=2))
   results = run(tiny("badnets", seeds=2))
