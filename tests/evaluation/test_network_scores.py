@@ -146,6 +146,11 @@ def test_a_path_that_refuses_by_hand():
     "triggered_accuracy_kept": proportion(1.0, 7),
     "mixed_accuracy_kept": proportion(15 / 17, 10),
   }
+  # A network that refuses nothing is right about five triggered images.
+  chosen = path._replace(points={"kept": 1})
+  measured = score_results((chosen,), evaluator(), original()).measured
+  assert measured["triggered_accuracy_kept"] == proportion(5 / 7, 7)
+  assert measured["mixed_accuracy_kept"] == proportion(13 / 17, 10)
   # No effectiveness: a network that refuses has other rates.
   path = path._replace(points={"kept": 0})
   measured = score_results((path,), evaluator(), original()).measured
