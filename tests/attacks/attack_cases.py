@@ -87,6 +87,18 @@ def toy_general(settings, image_shape, num_classes):
   )
 
 
+def gray(value):
+  """Return an `Attack.apply` that paints images in one gray."""
+
+  def apply(variables, key, images, index):
+    del variables, key, index
+    return jnp.full_like(images, value)
+
+  return apply
+
+
+NO_VARIABLES = TriggerVariables({}, {})
+WHITE = Attack(jnp.array([2]), gray(1.0))
 TOYS = {
   "toy_clean_label": AttackMethod(
     "toy_clean_label", ToyCleanLabelSettings, toy_clean_label, "Nobody 2026"

@@ -1,4 +1,4 @@
-"""Tests of poisoning batches and data sets, by hand-made attacks."""
+"""Tests of poisoning batches, by hand-made attacks."""
 
 import jax
 import jax.numpy as jnp
@@ -6,38 +6,24 @@ import numpy as np
 import pytest
 from attack_cases import (
   KEY,
-  TOYS,
+  NO_VARIABLES,
+  WHITE,
   clean_batch,
   compile_poison,
+  gray,
   init,
   make,
 )
 
 from bdjax.attacks.base import Attack, JointPoison, TriggerVariables
-from bdjax.attacks.poisoned_set import poison_dataset, stamp_images
 from bdjax.attacks.poisoning import (
   choose_targets,
   poison_batch,
   trigger_all,
 )
 from bdjax.batch import COVER, POISONED
-from bdjax.errors import UserError
 
 PATCHES = ("random_backdoor", "ban", "cban")
-NO_VARIABLES = TriggerVariables({}, {})
-
-
-def _gray(value):
-  """Return an `Attack.apply` that paints images in one gray."""
-
-  def apply(variables, key, images, index):
-    del variables, key, index
-    return jnp.full_like(images, value)
-
-  return apply
-
-
-WHITE = Attack(jnp.array([2]), _gray(1.0))
 
 
 @pytest.mark.parametrize("name", PATCHES)
@@ -81,9 +67,9 @@ def test_sources_and_covers_by_hand():
   )
   attack = Attack(
     jnp.array([0, 2]),
-    _gray(1.0),
+    gray(1.0),
     sources=sources,
-    cover=_gray(0.5),
+    cover=gray(0.5),
     cover_rate=1.0,
     cover_sources=jnp.array([True, True, False, False]),
   )
@@ -109,7 +95,7 @@ def test_clean_labels_are_poisoned_in_the_target_class_alone():
 
 
 def test_at_test_time_the_trigger_may_be_another():
-  attack = WHITE._replace(apply_test=_gray(0.75))
+  attack = WHITE._replace(apply_test=gray(0.75))
   batch = clean_batch(8)
   images, targets, counts = trigger_all(
     attack, NO_VARIABLES, KEY, jnp.asarray(batch.images),
@@ -124,7 +110,7 @@ def test_at_test_time_the_trigger_may_be_another():
 def _spied(seen, value):
   def apply(variables, key, images, index):
     seen.append((images.shape[0], index.shape[0]))
-    return _gray(value)(variables, key, images, index)
+    return gray(value)(variables, key, images, index)
 
   return apply
 
@@ -199,67 +185,3 @@ def test_vmap_over_rates_and_keys_equals_a_loop():
   for i, (rate, key) in enumerate(zip(rates, keys, strict=True)):
     for got, expected in zip(together, run(rate, key), strict=True):
       np.testing.assert_allclose(np.asarray(got)[i], expected, rtol=1e-6)
-
-
-def _numbered(total):
-  """Return images whose gray is their number, and labels in turn."""
-  gray = np.arange(total).astype(np.uint8)[:, None, None, None]
-  images = np.broadcast_to(gray, (total, 2, 2, 1)).copy()
-  return images, np.arange(total, dtype=np.int32) % 4
-
-
-def test_stored_images_are_triggered_in_order_and_rounded():
-  def add_index(variables, key, images, index):
-    del variables, key  # 0.4 of a gray is rounded off, 0.6 rounded up
-    added = (index.astype(jnp.float32) + 0.4) / 255
-    return images + added[:, None, None, None]
-
-  images = np.arange(1203).astype(np.uint8)[:, None, None, None] % 200
-  index = (np.arange(1203) % 3).astype(np.int32)
-  out = stamp_images(add_index, NO_VARIABLES, KEY, images, index)  # 3 chunks
-  assert out.dtype == np.uint8
-  np.testing.assert_array_equal(out[:, 0, 0, 0], images[:, 0, 0, 0] + index)
-
-
-def test_a_poisoned_set_is_drawn_over_all_images():
-  images, labels = _numbered(240)
-  out = poison_dataset(WHITE, NO_VARIABLES, KEY, images, labels, 0.5)
-  poisoned = out.roles == POISONED
-  assert poisoned.sum() == 120 and (out.images[poisoned] == 255).all()
-  # Of 180 eligible ones; four standard deviations of each half's are 27.
-  assert abs(int(poisoned[:120].sum()) - 60) < 27
-
-
-def test_a_share_of_the_target_class():
-  method = TOYS["toy_clean_label"]
-  attack = method.make(method.settings().filled("digits"), (2, 2, 1), 4)
-  images, labels = _numbered(80)
-  out = poison_dataset(
-    attack, NO_VARIABLES, KEY, images, labels, None, class_rate=0.35
-  )
-  poisoned = out.roles == POISONED
-  assert poisoned.sum() == 7  # of 20 images of class 0
-  assert (labels[poisoned] == 0).all()
-  np.testing.assert_array_equal(out.labels, labels)
-  settings = method.settings(class_rate=0.35).filled("digits")
-  assert settings.poison_rate is None
-  with pytest.raises(UserError, match="class_rate and poison_rate"):
-    method.settings(class_rate=0.35, poison_rate=0.1).filled("digits")
-
-
-def test_more_than_may_be_poisoned():
-  images, labels = _numbered(80)
-  words = r"poison_rate must be at most 0.75 \(got 0.8\): .* 64 images, and 60"
-  with pytest.raises(UserError, match=words):
-    poison_dataset(WHITE, NO_VARIABLES, KEY, images, labels, 0.8)
-
-
-def test_more_covers_than_images_are_left():
-  attack = WHITE._replace(
-    cover=_gray(0.5), cover_rate=0.5, cover_sources=jnp.arange(4) == 2
-  )
-  images, labels = _numbered(80)
-  with pytest.raises(UserError, match="cover_rate must be at most 0.25"):
-    poison_dataset(attack, NO_VARIABLES, KEY, images, labels, 0.1)
-  out = poison_dataset(attack, NO_VARIABLES, KEY, images, labels, 0.0)
-  assert not out.roles.any()
