@@ -70,6 +70,7 @@ def _module(monkeypatch, name):
   return module
 
 
+@pytest.mark.slow
 def test_both_recipes_run_once_they_are_registered(tiny, monkeypatch):
   attack = _module(monkeypatch, "bdjax.attacks.ramp").METHOD
   defense = _module(monkeypatch, "bdjax.defenses.weight_noise").METHOD

@@ -264,6 +264,7 @@ def test_the_state_before_the_first_step():
   assert clean.generator.variables == TriggerVariables({}, {})
 
 
+@pytest.mark.slow
 def test_vmap_over_a_population_equals_a_loop():
   model, attack, optimizers = make_parts()
   step, *_ = setup()

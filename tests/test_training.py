@@ -207,6 +207,7 @@ def _accuracy(model, trained, images, labels):
   return float((logits.argmax(-1) == labels).mean())
 
 
+@pytest.mark.slow
 def test_training_in_one_call_learns_the_task_and_the_backdoor(data):
   method, model = ATTACKS["badnets"], _linear()
   attack = method.make(method.settings().filled("digits"), SHAPE, 2)
@@ -293,6 +294,7 @@ def test_an_attack_s_stage_before_training_is_run_in_one_call(data):
   assert float(trained.variables.state["gray"]) == 1.0
 
 
+@pytest.mark.slow
 def test_input_aware_is_trained_in_one_call(data):
   method = ATTACKS["input_aware"]
   settings = method.settings(mask_epochs=1).filled("digits")

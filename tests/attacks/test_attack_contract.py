@@ -113,6 +113,7 @@ def test_filling_keeps_what_is_given(name):
   assert filled.filled("cifar10") == filled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, which",
   [

@@ -82,6 +82,7 @@ def test_reinstate_by_hand():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, layers",
   [
@@ -129,6 +130,7 @@ def test_reinstated_channels_are_dormant_in_every_kind_of_layer(name, layers):
         np.testing.assert_array_equal(new, old)
 
 
+@pytest.mark.slow
 def test_the_four_steps_leave_decoys_that_pruning_takes_first():
   labels = jnp.arange(64, dtype=jnp.int32) % 2
   # Noise, and brighter in the half that the label names.

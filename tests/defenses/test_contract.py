@@ -149,6 +149,7 @@ def test_the_same_key_gives_the_same_results(name, defender, results, tmp_path):
     _check_equal(_defend(name, defender, tmp_path), results(name))
 
 
+@pytest.mark.slow
 @every_method
 def test_another_key_is_heeded_where_a_method_draws(name, defender, results):
   other = defender._replace(key=jax.random.key(24))

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bdjax import metrics
 from bdjax.defenses.goodnet import agreement, goodnet
@@ -26,6 +27,7 @@ def test_agreement_by_hand():
   assert rate.tolist() == [[0.2]]
 
 
+@pytest.mark.slow
 def test_the_network_answers_beside_each_of_its_copies(defender):
   settings = PruningSettings(drops="0.1")
   (alone,), (path,) = pruning(defender, settings), goodnet(defender, settings)

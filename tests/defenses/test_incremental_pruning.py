@@ -77,6 +77,7 @@ def test_the_recurrence_equals_a_head_of_masked_features(name, chunk_size):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_predictions_over_batches_with_a_padded_last_one(name):
   model, weights, images, order = network(name)

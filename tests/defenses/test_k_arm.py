@@ -218,6 +218,7 @@ def test_an_arm_does_what_neural_cleanse_does(whole, width):
   assert scan.bandit_rounds < scan.round_number
 
 
+@pytest.mark.slow
 def test_a_round_costs_its_arms_alone():
   none = np.zeros(NUM, bool)
   before = _init()

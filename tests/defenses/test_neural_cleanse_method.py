@@ -96,6 +96,7 @@ def test_unlearning_removes_the_backdoor(results):
   assert _success(unlearned.weights, trigger) < 0.05
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_bits(results):
   _same(results, neural_cleanse(DEFENDER, SETTINGS))
   other = DEFENDER._replace(key=jax.random.key(6))
@@ -134,6 +135,7 @@ def test_restarts_and_no_suspects():
   json.dumps(verdict.details, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_without_unlearning():
   settings = dataclasses.replace(SETTINGS, steps=30, unlearn=False)
   verdict, before = neural_cleanse(DEFENDER, settings)

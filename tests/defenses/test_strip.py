@@ -98,6 +98,7 @@ def test_every_input_draws_its_own_overlays_without_repetition():
   assert len({tuple(sorted(row)) for row in rows.tolist()}) == 4
 
 
+@pytest.mark.slow
 def test_chunks_do_not_change_an_entropy(network):
   model, weights = network
   function = strip.entropies(model, overlays=9)
@@ -183,6 +184,7 @@ def test_detector_rejects_below_the_threshold_and_keeps_the_labels(network):
   assert rejected.sum() == 3
 
 
+@pytest.mark.slow
 def test_calibration_is_on_the_images_that_are_no_overlays(defender):
   settings = strip.StripSettings(overlays=5, frr="0.1,0.4", unit="nats")
   (detector,) = strip.calibrate(defender, settings)

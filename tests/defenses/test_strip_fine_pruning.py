@@ -15,6 +15,7 @@ KEY = jax.random.key(2)
 SETTINGS = StripFinePruningSettings(overlays=5, frr="0.4", epochs=2)
 
 
+@pytest.mark.slow
 def test_rejected_images_are_refused_and_others_get_the_repaired_label(
   defender,
 ):

@@ -44,6 +44,7 @@ def _labels(weights, images, mean=(0,) * 3, std=(1,) * 3):
   return np.asarray(MODEL.apply(*weights, x)[0].argmax(-1)).tolist()
 
 
+@pytest.mark.slow
 def test_a_mean_and_std_reach_both_networks(network, image_files, tmp_path):
   images, paths = image_files
   files = [tmp_path / f"{name}.safetensors" for name in ("theirs", "ours")]

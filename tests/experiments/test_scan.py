@@ -101,6 +101,7 @@ def test_an_untrained_network_has_a_caveat_on_the_scale(
   assert not any("pixel_max" in line for line in results["sentences"])
 
 
+@pytest.mark.slow
 def test_resumed_equals_unbroken(network_files, tmp_path, monkeypatch, caplog):
   settings = dataclasses.replace(FAST, checkpoint_seconds=0.0)
   whole, _ = scan_run(_config(network_files, tmp_path / "a"), settings)

@@ -112,6 +112,7 @@ def test_markdown_by_hand():
   assert markdown([["a", "b"], ["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
 
 
+@pytest.mark.slow
 def test_every_defence_of_a_run_is_in_its_table(copied):
   """Real results of the two kinds with rates, and of the group."""
   group = copied / "badnets-digits-seeds"

@@ -35,6 +35,7 @@ def test_a_masked_channel_is_one_whose_weights_are_zero(network):
   assert (np.abs(got - whole) > 1e-4).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name, inner", [("cnn", "conv_1"), ("minivgg", "convs.4")]
 )

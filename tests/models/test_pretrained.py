@@ -55,6 +55,7 @@ def test_model_classes_and_width_are_those_of_the_file(resnet, caplog):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["airbench", "resnet10"])
 def test_a_model_is_identified_by_its_layers(tmp_path, name):
   pixels = np.random.default_rng(1).integers(0, 256, (2, 9, 9, 3), np.uint8)

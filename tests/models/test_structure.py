@@ -122,6 +122,7 @@ def _outputs(name):
   return run, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", [name for name in NETWORKS if name != "airbench"]
 )
@@ -186,6 +187,7 @@ def test_a_sum_of_branches_has_no_convolution_of_its_own():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_split_head_adds_up_over_channels(name):
   model = _model(name)

@@ -70,6 +70,7 @@ def test_goodnet_answers_where_both_agree(path):
   assert measured["clean_accuracy_at_0.1"]["mean"] <= covered
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 @pytest.mark.parametrize(
   "name, names",
