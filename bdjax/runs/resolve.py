@@ -77,6 +77,8 @@ def _with_attack(config: RunConfig) -> RunConfig:
       f"{settings.poison})"
     )
   settings_lib.check(settings)
+  if settings.poison_rate is None and settings.poison == "batch":
+    raise UserError("class_rate must be left out where batches are poisoned")
   config = dataclasses.replace(config, settings=settings)
   name = _default_name(config)
   if several and not settings.all_to_all:
