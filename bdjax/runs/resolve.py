@@ -79,6 +79,12 @@ def _with_attack(config: RunConfig) -> RunConfig:
   settings_lib.check(settings)
   if settings.poison_rate is None and settings.poison == "batch":
     raise UserError("class_rate must be left out where batches are poisoned")
+  covers = getattr(settings, "cover_rate", 0.0)
+  if (settings.poison_rate or 0.0) + covers > 1.0:
+    raise UserError(
+      f"cover_rate must be at most {1 - settings.poison_rate:.4g} beside "
+      f"poison_rate {settings.poison_rate:g} (got {covers:g})"
+    )
   config = dataclasses.replace(config, settings=settings)
   name = _default_name(config)
   if several and not settings.all_to_all:

@@ -28,6 +28,7 @@ CASES = [
   ("badnets", {"poison": "sometimes"}, "must be one of dataset, batch"),
   ("badnets", {"poison_rate": 0.99}, r"poison_rate must be at most 0\.9"),
   ("wanet", {"poison": "dataset", "cover_rate": 0.95}, "cover_rate must be"),
+  ("wanet", {"cover_rate": 0.95}, r"cover_rate must be at most 0\.9 beside"),
   ("badnets", {"trigger": "none.png"}, "none.png"),
   ("input_aware", {"target_labels": "0,1"}, "one label for input_aware"),
   ("ban", {"batch_size": 4096}, "batch_size must be at most 13"),
