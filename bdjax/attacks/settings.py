@@ -34,7 +34,8 @@ class AttackSettings:
   poison_rate: float | None = attack_setting(
     None,
     "Share of the whole training set that is poisoned; with poison=batch the "
-    "chance of an eligible image in a step (default: several targets 0.3, "
+    "probability for an eligible image in a step, or for wanet and input_aware "
+    "a fixed share of each batch (default: several targets 0.3, "
     "random_backdoor on MNIST 0.15 and else 0.2, other attacks 0.1).",
     low=0,
     high=1,

@@ -233,6 +233,7 @@ class DefenseMethod(NamedTuple):
       of the defence, so that its results lie apart.
     reported: (attack, data set) -> published scores.
     standard: whether settings are those that the published scores belong to.
+    gives_verdict: whether a `Verdict` is among the results.
   """
 
   name: str
@@ -244,6 +245,7 @@ class DefenseMethod(NamedTuple):
   variant: Callable[[Any], str] = lambda settings: ""
   reported: dict[tuple[str, str], dict[str, float]] = {}
   standard: Callable[[Any], bool] = lambda settings: True
+  gives_verdict: bool = False
 
 
 def checkpoint_path(

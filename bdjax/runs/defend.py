@@ -19,6 +19,7 @@ from bdjax.defenses.base import (
   TrainedNetwork,
   Verdict,
 )
+from bdjax.errors import UserError
 from bdjax.evaluation import ScoredResults, score_results
 from bdjax.runs import directory as layout
 from bdjax.runs import figures, profiling
@@ -57,6 +58,10 @@ def defend(
   method = DEFENSES[method] if isinstance(method, str) else method
   check(config)
   settings_lib.check(settings)
+  if config.null_runs and not method.gives_verdict:
+    raise UserError(
+      f"null_runs must be left out: {method.name} gives no verdict"
+    )
   profiling.check(config.profile)
   root = pathlib.Path(config.run or config.checkpoint).expanduser()
   if config.checkpoint:

@@ -80,8 +80,8 @@ class DefenseConfig:
   )
   null_runs: str | None = setting(
     None,
-    "Clean runs or groups of them, with commas: defended alike, they give the "
-    "p-value of a verdict.",
+    "Clean runs or groups of runs, separated by commas: they get the same "
+    "defence and give the p-value of the verdict (neural_cleanse only).",
     free=True,
     group="run",
   )

@@ -35,13 +35,8 @@ def add_p_value(
     The results with `p_value`, a list, which seeds are not averaged over.
 
   Raises:
-    UserError: the defence gives no verdict, one is no clean run or unlike the
-      run examined, or none is left.
+    UserError: one is no clean run or unlike the run examined, or none is left.
   """
-  if "largest_index" not in results["measured"]:
-    raise UserError(
-      f"null_runs must be left out: {method.name} gives no verdict"
-    )
   null = []
   for text in config.null_runs.split(","):
     for path in find_runs(pathlib.Path(text.strip()).expanduser()):

@@ -237,4 +237,5 @@ METHOD = DefenseMethod(
   neural_cleanse,
   "Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao (2019), Neural Cleanse: "
   "Identifying and Mitigating Backdoor Attacks in Neural Networks",
+  gives_verdict=True,
 )
