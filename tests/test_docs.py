@@ -1,5 +1,6 @@
 """README, docs, tutorial and example say what is true, and run."""
 
+import importlib.util
 import re
 import runpy
 import shlex
@@ -162,3 +163,15 @@ def test_links_between_pages_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
       if "://" not in link:
         assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_are_those_of_the_outcomes(page):
+  spec = importlib.util.spec_from_file_location(
+    "tables", REPOSITORY / "docs" / "tables.py"
+  )
+  tables = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(tables)
+  text = (REPOSITORY / page).read_text()
+  assert "<!-- results: attacks -->" in text
+  assert tables.page_with_tables(text) == text
